@@ -1,0 +1,58 @@
+"""A path as a user wrote it -> a real path that may be touched, or AccessError. The only resolver there is.
+
+Every statement that names a file goes through `PathGuard`: load, save, include, macros, model directories, and
+files named inside SELECT, CREATE or INSERT. The resolved path is handed on, never the spelling, so a link that
+changes its target later, or `..`, buys nothing. Knows nothing of what is in the files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from byzer_ft.errors import AccessError
+
+REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "hdfs")
+
+
+class PathGuard:
+    """Holds the allowed roots (None: whatever the process may do) and answers one question."""
+
+    def __init__(self, roots: Iterable[Path] | None) -> None:
+        self.roots = None if roots is None else tuple(Path(os.path.realpath(r)) for r in roots)
+
+    def resolve(self, path: str, *, what: str = "path") -> str:
+        """The real, absolute path of `path` (a local path, `file://` URL or object-store URL).
+
+        Works for files that do not exist yet: their nearest existing parent decides. Raises AccessError when the
+        path is outside the roots or uses a scheme that is not known. Glob characters are left as they are; each
+        match must be resolved again, since a match may be a link.
+        """
+        if "\0" in path:
+            raise AccessError(f"{what} contains a NUL character")
+        scheme = urlsplit(path).scheme.lower() if "://" in path else ""
+        if scheme in REMOTE_SCHEMES:
+            if self.roots is not None:
+                raise AccessError(f"{what} {path!r} is outside the allowed roots", hint=self._hint())
+            return path
+        if scheme == "file":
+            path = unquote(urlsplit(path).path)
+        elif scheme:
+            raise AccessError(
+                f"{what} {path!r}: scheme {scheme!r} is not known",
+                hint=f"use a local path, file:// or one of {', '.join(s + '://' for s in REMOTE_SCHEMES)}",
+            )
+        real = os.path.realpath(os.path.expanduser(path))
+        if self.roots is not None and not any(_below(real, root) for root in self.roots):
+            raise AccessError(f"{what} {path!r} is outside the allowed roots", hint=self._hint())
+        return real
+
+    def _hint(self) -> str:
+        roots = ", ".join(str(r) for r in self.roots or ())
+        return f"BYZER_FT_ALLOWED_ROOTS allows: {roots or 'nothing'}"
+
+
+def _below(real: str, root: Path) -> bool:
+    return real == str(root) or real.startswith(str(root).rstrip(os.sep) + os.sep)
