@@ -122,7 +122,7 @@ class LoadOptions(Options):
     mode: Annotated[str, BeforeValidator(_lower)] = Field(
         "failfast",
         pattern="^(failfast|permissive|dropmalformed|path)$",
-        description="malformed rows: failfast stops with file and line, dropmalformed goes on with a count; delta: path",
+        description="malformed rows: failfast stops at the line, dropmalformed goes on with a count; delta: path",
     )
     wholetext: bool = Field(
         False, validation_alias=_aliases("wholetext", "wholeText"), description="text: one row a file instead of a line"

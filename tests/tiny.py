@@ -11,7 +11,22 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-_WORDS = "如何 保障 安全 please explain the safety rules 推荐 一部 电影 because 工作 中 遵循 data table 学习 model 你好".split()
+_WORDS = [
+    "如何",
+    "保障",
+    "安全",
+    "please",
+    "explain",
+    "the",
+    "safety",
+    "rules",
+    "推荐",
+    "一部",
+    "电影",
+    "because",
+    "工作",
+]
+_WORDS += ["中", "遵循", "data", "table", "学习", "model", "你好"]
 
 
 def moss_rows(rows: int = 33, seed: int = 7, turn_words: tuple[int, int] = (60, 160)) -> list[dict[str, Any]]:

@@ -1,0 +1,77 @@
+"""The rooms that a session works with, each opened when it is first needed and closed in the right order.
+
+A script of nothing but `set` opens none; one that only selects never starts Ray. Knows nothing of statements.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from byzer_ft.paths import PathGuard
+from byzer_ft.settings import Settings
+
+if TYPE_CHECKING:
+    from byzer_ft.catalog import Catalog
+    from byzer_ft.engine import SparkEngine
+    from byzer_ft.jobs import Cluster
+    from byzer_ft.serving.client import ServingClient
+
+Notice = Callable[[str], None]
+
+
+class Rooms:
+    def __init__(self, settings: Settings, notice: Notice) -> None:
+        self.settings = settings
+        self.notice = notice
+        self.guard = PathGuard(settings.allowed_roots)
+
+    @cached_property
+    def scratch(self) -> Path:
+        """A directory for what this session computes; gone with it."""
+        parent = self.settings.cache_root / "sessions"
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="s-", dir=parent))
+
+    @cached_property
+    def engine(self) -> SparkEngine:
+        from byzer_ft.engine import SparkEngine
+
+        return SparkEngine(self.settings, self.guard, self.scratch / "engine", self.notice)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        from byzer_ft.catalog import Catalog
+
+        return Catalog(self.settings.catalog_url)
+
+    @cached_property
+    def cluster(self) -> Cluster:
+        """Ray, connected, with the catalog brought up to what is really running."""
+        from byzer_ft.jobs import Cluster, reconcile
+
+        cluster = Cluster(self.settings, self.notice)
+        cluster.connect()
+        reconcile(cluster, self.catalog, self.settings.owner)
+        return cluster
+
+    @cached_property
+    def serving(self) -> ServingClient:
+        from byzer_ft.serving.client import ServingClient
+
+        return ServingClient(self.cluster, self.settings)
+
+    def opened(self, room: str) -> bool:
+        """Whether `engine`, `catalog`, `cluster` or `serving` has been needed yet."""
+        return room in self.__dict__
+
+    def close(self) -> None:
+        for name in ("engine", "cluster", "catalog"):
+            if self.opened(name):
+                getattr(self, name).close()
+        if self.opened("scratch"):
+            shutil.rmtree(self.scratch, ignore_errors=True)

@@ -1,0 +1,227 @@
+"""`run command as LLM` -> a job: the model checked, workers planned, rows staged, a named actor started, waited for.
+
+Everything that can be refused is refused before a directory is made or Ray is started. Knows nothing of what
+happens inside the actor.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from byzer_ft.errors import ByzerError, Cancelled, DataError, JobError, NotSupportedError
+from byzer_ft.intents import Finetune, TrainingRequest
+from byzer_ft.session.models import ModelTables
+from byzer_ft.session.results import Result
+from byzer_ft.session.rooms import Rooms
+
+if TYPE_CHECKING:
+    from byzer_ft.catalog import JobRow
+
+Show = Callable[[Mapping[str, Any]], None]
+SECOND_INTERRUPT_SECONDS = 5.0
+
+
+class Trainer:
+    """Starts jobs and waits for them; `show(event)` is called with each event of a job that is waited for."""
+
+    def __init__(self, rooms: Rooms, show: Show) -> None:
+        self._rooms = rooms
+        self._show = show
+        self.started: list[str] = []  # uids of this session's jobs
+
+    def run(self, intent: Finetune, models: ModelTables, text: str) -> Result:
+        """The job's result; for `detached="false"` after it has ended, JobError when it failed."""
+        self._check_rows(intent)
+        request, workers = self._plan(intent, models)
+        job = self._start(intent, request, workers, text)
+        if intent.detached:
+            message = f"job {job.name} started; its model table {intent.output_table} is ready when it ends"
+        else:
+            self.wait(job.uid)
+            message = f"job {job.name} succeeded: {self._final(job)}"
+        return Result(
+            "finetune",
+            message=message,
+            job=job.name,
+            read=lambda: self._table(job.uid),
+            events=lambda: self._events(job),
+        )
+
+    # ------------------------------------------------------------------------------------------------------- starting
+
+    def _check_rows(self, intent: Finetune) -> None:
+        from byzer_ft.chat import detect
+
+        columns = self._rooms.engine.columns(intent.input_table)
+        detect([name for name, _ in columns])
+        if self._rooms.engine.arrow(intent.input_table, limit=1).num_rows == 0:
+            raise DataError(
+                f"table {intent.input_table!r} has no rows to train on", hint="look at the select that shapes it"
+            )
+
+    def _plan(self, intent: Finetune, models: ModelTables) -> tuple[TrainingRequest, Any]:
+        from byzer_ft.jobs import default_name, plan_workers
+
+        if intent.model.directory is not None:
+            models.open(
+                intent.model.directory,
+                family=intent.family,
+                trust_remote_code=intent.trust_remote_code,
+                allow_pickle=intent.allow_pickle,
+                need_tokenizer=True,
+            )
+        handle = models.resolve(intent.model)
+        if handle.base is not None:
+            raise NotSupportedError(
+                f"{handle.name!r} is an adapter; training starts from a full model",
+                hint=f"name its base instead: {handle.base.directory}",
+            )
+        base = models.base_of(handle)
+        models.open(
+            base.directory,
+            family=intent.family,
+            trust_remote_code=intent.trust_remote_code,
+            allow_pickle=intent.allow_pickle,
+            need_tokenizer=True,
+        )
+        workers = plan_workers(self._rooms.cluster.resources(), intent.resources)
+        for note in workers.notes:
+            self._rooms.notice(note)
+        name = intent.name or default_name(self._rooms.settings.owner)
+        request = TrainingRequest(
+            name=name,
+            family=intent.family,
+            base=base,
+            training=intent.training,
+            trust_remote_code=intent.trust_remote_code,
+            allow_pickle=intent.allow_pickle,
+        )
+        return request, workers
+
+    def _start(self, intent: Finetune, request: TrainingRequest, workers: Any, text: str) -> JobRow:
+        from byzer_ft.jobs import JobSpec, start_job
+
+        rooms, owner = self._rooms, self._rooms.settings.owner
+        uid = uuid.uuid4().hex
+        prefix = rooms.guard.resolve(intent.local_path_prefix or str(rooms.settings.jobs_root), what="localPathPrefix")
+        directory = Path(prefix) / f"{request.name}-{uid}"
+        job = rooms.catalog.add_job(
+            uid=uid,
+            owner=owner,
+            name=request.name,
+            directory=str(directory),
+            output_table=intent.output_table,
+            sql=text,
+            workers=workers.workers,
+        )
+        if intent.output_table:
+            rooms.catalog.put_model(
+                owner,
+                intent.output_table,
+                state="pending",
+                job_uid=uid,
+                family=intent.family,
+                base=request.base.model_dump(),
+                directory=str(directory / "finetune_model" / "final"),
+            )
+        try:
+            rows = rooms.engine.stage(intent.input_table, directory / "finetune_data")
+            rooms.notice(f"job {request.name}: staged {rows:,} rows of {intent.input_table} in {directory}")
+            start_job(
+                rooms.cluster,
+                rooms.catalog,
+                JobSpec(
+                    uid=uid,
+                    owner=owner,
+                    name=request.name,
+                    directory=str(directory),
+                    request=request,
+                    workers=workers.workers,
+                    use_gpu=workers.use_gpu,
+                    resources_per_worker=workers.resources_per_worker,
+                    custom=intent.resources.custom,
+                    output_table=intent.output_table,
+                    sql=text,
+                ),
+            )
+        except BaseException as error:
+            reason = error.message if isinstance(error, ByzerError) else f"{type(error).__name__}: {error}"
+            rooms.catalog.update_job(uid, state="failed", reason=reason, hint=getattr(error, "hint", None))
+            rooms.catalog.finish_model(uid, state="failed", reason=reason)
+            raise
+        self.started.append(uid)
+        return job
+
+    # -------------------------------------------------------------------------------------------------------- waiting
+
+    def wait(self, uid: str) -> None:
+        """Returns when the job succeeded, showing its events. JobError when it did not.
+
+        The first Ctrl-C stops waiting and lets the job go on; a second within five seconds stops the job.
+        """
+        from byzer_ft.jobs import job_handle
+
+        row = self._rooms.catalog.job_by_uid(uid)
+        if row.active:
+            handle = job_handle(self._rooms.cluster, self._rooms.catalog, uid)
+            try:
+                handle.wait(self._show)
+            except KeyboardInterrupt:
+                self._interrupted(row, handle)
+        row = self._rooms.catalog.job_by_uid(uid)
+        if row.state != "succeeded":
+            raise JobError(
+                f"job {row.name} {row.state}: {row.reason or 'no reason was recorded'}", hint=row.hint, tail=row.tail
+            )
+
+    def _interrupted(self, row: JobRow, handle: Any) -> None:
+        private = self._rooms.cluster.private
+        self._rooms.notice(
+            f"stopped waiting; job {row.name} goes on"
+            + (" while this process lives (its Ray is private: leaving stops it)" if private else "")
+            + f". Ctrl-C again within {SECOND_INTERRUPT_SECONDS:.0f} seconds stops the job."
+        )
+        try:
+            time.sleep(SECOND_INTERRUPT_SECONDS)
+        except KeyboardInterrupt:
+            self._rooms.notice(f"stopping job {row.name} …")
+            handle.stop()
+            raise Cancelled(f"job {row.name} was stopped") from None
+        raise Cancelled(
+            f"no longer waiting for job {row.name}",
+            hint=f"!show jobs; shows it, !byzerllm model remove {row.name}; stops it",
+        )
+
+    def finish(self) -> None:
+        """At the end of a session on a private cluster: waits for the jobs that would die with it."""
+        if not (self._rooms.opened("cluster") and self._rooms.cluster.private):
+            return
+        for uid in self.started:
+            row = self._rooms.catalog.job_by_uid(uid)
+            if not row.active:
+                continue
+            self._rooms.notice(f"waiting for detached job {row.name}: this Ray is private and ends with the process")
+            try:
+                self.wait(uid)
+                self._rooms.notice(f"job {row.name} succeeded: {self._final(row)}")
+            except JobError as error:
+                self._rooms.notice(error.render())
+
+    # -------------------------------------------------------------------------------------------------------- plumbing
+
+    def _final(self, job: JobRow) -> str:
+        return str(Path(job.directory) / "finetune_model" / "final")
+
+    def _events(self, job: JobRow) -> Iterator[Mapping[str, Any]]:
+        from byzer_ft.jobs import job_handle
+
+        yield from job_handle(self._rooms.cluster, self._rooms.catalog, job.uid).events()
+
+    def _table(self, uid: str) -> Any:
+        from byzer_ft.session.show import jobs_table
+
+        return jobs_table([self._rooms.catalog.job_by_uid(uid)])
