@@ -59,6 +59,8 @@ def run(file: Path, form: str, rows: int) -> None:
         for result in session.run(source.text, source.name):
             screen.done(result)
             last = result if result.has_table else last
+        if last is None:
+            screen.line(f"{source.name}: nothing to show")
         shown = last.arrow() if last is not None else None
     _print_table(shown, form, rows)
 

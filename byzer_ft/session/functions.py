@@ -139,7 +139,8 @@ class Functions:
                 directory=str(directory),
                 uri=handle.uri,
                 version=handle.version,
-                root_hash=handle.root_hash or root_hash(directory, self._rooms.settings.cache_root),
+                root_hash=handle.root_hash
+                or root_hash(directory, self._rooms.settings.cache_root, guard=self._rooms.guard),
             )
         return deployment, FunctionSpec(name=intent.function, adapter=adapter, defaults=intent.generation)
 

@@ -157,7 +157,7 @@ class ModelTables:
             comment=intent.options.comment,
             lineage=self._lineage(intent.table),
         )
-        saved = save_model(source, uri, intent.mode, meta)
+        saved = save_model(source, uri, intent.mode, meta, guard=self._rooms.guard)
         row = self._row(intent.table)
         if row is not None and intent.table not in self._loaded:
             self._rooms.catalog.put_model(
@@ -229,18 +229,18 @@ class ModelTables:
             directory = self.directory(handle)
             return BaseModelRef(
                 directory=_portable(directory),
-                root_hash=handle.root_hash or root_hash(directory, cache),
+                root_hash=handle.root_hash or root_hash(directory, cache, guard=self._rooms.guard),
                 uri=handle.uri,
             )
         base = handle.base
         if base.uri is not None:
-            from byzer_ft.lake import materialize, read_version
+            from byzer_ft.lake import find_version, materialize, read_version
 
-            version = read_version(base.uri)
-            if base.root_hash in (None, version.root_hash):
-                return base.model_copy(update={"directory": str(materialize(base.uri, version.version, cache))})
+            stored = find_version(base.uri, base.root_hash) if base.root_hash else read_version(base.uri)
+            if stored is not None:
+                return base.model_copy(update={"directory": str(materialize(base.uri, stored.version, cache))})
         opened = self.open(base.directory)
-        found = root_hash(opened.directory, cache)
+        found = root_hash(opened.directory, cache, guard=self._rooms.guard)
         if base.root_hash not in (None, found):
             raise ModelError(
                 f"the base of adapter {handle.name!r} has changed: it was trained on {base.root_hash}, "

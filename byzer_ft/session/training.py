@@ -31,7 +31,6 @@ class Trainer:
     def __init__(self, rooms: Rooms, show: Show) -> None:
         self._rooms = rooms
         self._show = show
-        self.started: list[str] = []  # uids of this session's jobs
 
     def run(self, intent: Finetune, models: ModelTables, text: str) -> Result:
         """The job's result; for `detached="false"` after it has ended, JobError when it failed."""
@@ -153,7 +152,6 @@ class Trainer:
             rooms.catalog.update_job(uid, state="failed", reason=reason, hint=getattr(error, "hint", None))
             rooms.catalog.finish_model(uid, state="failed", reason=reason)
             raise
-        self.started.append(uid)
         return job
 
     # -------------------------------------------------------------------------------------------------------- waiting
@@ -197,16 +195,15 @@ class Trainer:
         )
 
     def finish(self) -> None:
-        """At the end of a session on a private cluster: waits for the jobs that would die with it."""
+        """At the end of a session on a private cluster: waits for the jobs that would die with it, whoever began them."""
         if not (self._rooms.opened("cluster") and self._rooms.cluster.private):
             return
-        for uid in self.started:
-            row = self._rooms.catalog.job_by_uid(uid)
+        for row in self._rooms.catalog.jobs():
             if not row.active:
                 continue
             self._rooms.notice(f"waiting for detached job {row.name}: this Ray is private and ends with the process")
             try:
-                self.wait(uid)
+                self.wait(row.uid)
                 self._rooms.notice(f"job {row.name} succeeded: {self._final(row)}")
             except JobError as error:
                 self._rooms.notice(error.render())

@@ -66,11 +66,17 @@ def test_a_script_may_come_from_standard_input(home: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("", "no statement"), ("-- nothing\n", "no statement"), ("select 'a as t;", "unterminated"), ("\x00;", "error")],
+    [("select 'a as t;", "never ends"), ("\x00;", "error"), ("run away;", "error"), ("\ufeffselekt 1;", "error")],
 )
 def test_odd_scripts_end_with_a_message(home: Path, text: str, says: str) -> None:
     done = byzer_ft("run", "-", stdin=text)
     assert done.returncode == 1 and says in done.stderr.lower() and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "-- nothing\n", ";;"])
+def test_an_empty_script_is_no_error(home: Path, text: str) -> None:
+    done = byzer_ft("run", "-", "--format", "json", stdin=text)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]") and "nothing to show" in done.stderr
 
 
 def test_a_missing_script_and_one_that_is_no_text(home: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from byzer_ft.errors import ByzerError, NotFoundError, NotSupportedError, OptionError, ScriptErrors
+from byzer_ft.errors import ByzerError, NotFoundError, NotSupportedError, ScriptErrors
 from byzer_ft.session import Session
 from byzer_ft.settings import load_settings
 from tests.tiny import write_jsonl
@@ -120,7 +120,7 @@ def test_setup_is_shown_typed_and_reset(session: Session) -> None:
     assert (shown["num_gpus"], shown["num_cpus"], shown["resource.master"]) == ("4", "2", "0.01")
     after = {row["k"]: row["v"] for row in session.sql("!byzerllm setup single;").rows()}
     assert after["num_gpus"] == "1" and "resource.master" not in after
-    with pytest.raises(OptionError, match="maxCocurrency"):
+    with pytest.raises(ByzerError, match="maxCocurrency"):
         session.sql('!byzerllm setup "maxCocurrency=2";')
 
 
