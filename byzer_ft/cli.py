@@ -90,6 +90,43 @@ def models() -> None:
     _one_statement("!show models;")
 
 
+@main.command()
+def start() -> None:
+    """Run a Ray in the background that jobs and deployments outlive this terminal on."""
+    from byzer_ft.jobs.head import start as start_head
+    from byzer_ft.settings import load_settings
+
+    settings = load_settings()
+    record = start_head(settings)
+    click.echo(f"Ray runs for {settings.home} at {record['address']}, process {record['pid']}")
+    if record.get("dashboard"):
+        click.echo(f"dashboard: {record['dashboard']} (it asks for the token that `ray get-auth-token` prints)")
+
+
+@main.command()
+def stop() -> None:
+    """Stop that Ray, its jobs and deployments."""
+    from byzer_ft.jobs.head import stop as stop_head
+    from byzer_ft.settings import load_settings
+
+    click.echo(f"stopped process {stop_head(load_settings())}")
+
+
+@main.command()
+def status() -> None:
+    """Say whether a Ray runs for this home, and where."""
+    from byzer_ft.jobs.cluster import running
+    from byzer_ft.settings import load_settings
+
+    settings = load_settings()
+    record = running(settings.home)
+    if record is None:
+        click.echo(f"no Ray runs for {settings.home}")
+        return
+    kept = "in the background" if record.get("background") else "by a session"
+    click.echo(f"Ray runs for {settings.home} at {record['address']}, kept {kept}, process {record['pid']}")
+
+
 def _one_statement(sql: str) -> None:
     from byzer_ft.session import Session
 

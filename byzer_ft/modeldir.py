@@ -288,11 +288,15 @@ class _Look:
     def _files(self, directory: Path) -> frozenset[str]:
         """The names in a directory. A link is followed only to a target under the allowed roots."""
         names = set()
-        for entry in os.scandir(directory):
+        try:
+            entries = list(directory.iterdir())
+        except OSError as error:
+            raise AccessError(f"{directory} cannot be read: {error.strerror}") from None
+        for entry in entries:
             if entry.is_symlink():
-                self.guard.resolve(entry.path, what="a link in the model directory,")
-                if not os.path.exists(entry.path):
-                    raise ModelError(f"{entry.path} is a link to nothing: {os.readlink(entry.path)}")
+                self.guard.resolve(str(entry), what="a link in the model directory,")
+                if not entry.exists():
+                    raise ModelError(f"{entry} is a link to nothing: {entry.readlink()}")
             names.add(entry.name)
         return frozenset(names)
 

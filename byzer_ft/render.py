@@ -141,6 +141,6 @@ def event_text(event: Mapping[str, Any]) -> str | None:
     kind = event.get("event")
     if kind == "progress":
         return progress_text(event)
-    if kind in ("line", "warning", "notice"):
+    if kind in ("line", "notice"):  # a warning comes as a line too
         return str(event.get("text", ""))
     return None

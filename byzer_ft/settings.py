@@ -43,7 +43,9 @@ class Settings(BaseModel):
         description="catalog, lake, jobs, cache and files live below it",
     )
     owner: str = Field(
-        default_factory=getpass.getuser, description="whose tables, jobs and models these are", pattern=r"^(?!\.+$)[\w.-]+$"
+        default_factory=getpass.getuser,
+        description="whose tables, jobs and models these are",
+        pattern=r"^\w[\w.-]*$",  # it is a folder's name too: never `.` or `..`
     )
     catalog: str | None = Field(None, description="database URL; default SQLite in home")
     lake: str | None = Field(None, description="where model tables live; default {home}/lake")

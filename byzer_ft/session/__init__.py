@@ -73,13 +73,15 @@ class Session:
 
     def run(self, text: str, name: str = "<sql>") -> Iterator[Result]:
         """Results one by one, each after its statement was carried out. Nothing starts when anything is wrong."""
-        from byzer_ft.sql import check, parse, plan
+        from byzer_ft.sql import check, notices, parse, plan
 
         statements = parse(Source(text, name))
         errors = check(statements, self._scope())
         if errors:
             raise errors[0] if len(errors) == 1 else ScriptErrors(errors)
         for statement in statements:
+            for text in notices(statement):
+                self._rooms.notice(text)
             try:
                 yield self._carry_out(plan(statement, self._scope()), statement)
             except ByzerError as error:
@@ -182,7 +184,9 @@ class Session:
         return Result("desc", table=intent.table, read=lambda: columns_table(columns))
 
     def _unsupported(self, intent: Unsupported, _: Statement) -> Result:
-        raise NotSupportedError(f"{intent.statement} is not supported yet")
+        from byzer_ft.sql import not_supported
+
+        raise not_supported(intent)
 
     # -------------------------------------------------------------------------------------------------------- plumbing
 

@@ -195,7 +195,7 @@ class Trainer:
         )
 
     def finish(self) -> None:
-        """At the end of a session on a private cluster: waits for the jobs that would die with it, whoever began them."""
+        """At the end of a session on a private cluster: waits for all jobs that would die with it."""
         if not (self._rooms.opened("cluster") and self._rooms.cluster.private):
             return
         for row in self._rooms.catalog.jobs():

@@ -20,7 +20,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "chat": ({"errors", "intents"}, {"pydantic", "jinja2", "markupsafe"}),
     "modeldir": ({"errors", "intents", "paths", "settings", "chat"}, {"pydantic"}),
     "render": (set(), {"pyarrow"}),
-    "sql": (BASE, {"pydantic", "sqlglot"}),
+    "sql": (BASE, {"pydantic", "annotated_types", "sqlglot"}),
     "engine": (BASE, {"pyspark", "pysail", "pyarrow", "deltalake", "sqlglot", "duckdb", "grpc", "pandas"}),
     "lake": (BASE, {"deltalake", "pyarrow", "blake3", "pydantic"}),
     "catalog": (BASE, {"sqlalchemy"}),

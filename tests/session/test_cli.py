@@ -66,7 +66,7 @@ def test_a_script_may_come_from_standard_input(home: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("select 'a as t;", "never ends"), ("\x00;", "error"), ("run away;", "error"), ("\ufeffselekt 1;", "error")],
+    [("select 'a as t;", "unterminated"), ("\x00;", "error"), ("run away;", "error"), ("\ufeffselekt 1;", "error")],
 )
 def test_odd_scripts_end_with_a_message(home: Path, text: str, says: str) -> None:
     done = byzer_ft("run", "-", stdin=text)
