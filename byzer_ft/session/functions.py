@@ -93,7 +93,11 @@ class Functions:
         nested = pa.types.is_list(arguments.type) or pa.types.is_large_list(arguments.type)
         given = arguments.to_pylist()
         elements = [e for value in given for e in (value if nested else [value])]
-        replies = iter(self._rooms.serving.ask(row.application, self._function_spec(row), elements))
+        # A STRING is a prompt whatever it looks like: a data column cannot smuggle in a system message.
+        spec = self._function_spec(row)
+        answered = self._rooms.serving.ask(row.application, spec, elements, plain=not nested)
+        self._say_what_was_cut(row.name, answered)
+        replies = iter(answered)
         values: list[Any] = []
         errors: dict[int, str] = {}
         for i, value in enumerate(given):
@@ -103,6 +107,14 @@ class Functions:
                 errors[i] = failed[0]
             values.append(None if failed else [array_element(p) for p in parts] if nested else parts[0].text)
         return Answers(values=pa.array(values, type=arguments.type), errors=errors)
+
+    def _say_what_was_cut(self, name: str, replies: list[Any]) -> None:
+        cut = sum(1 for r in replies if (r.metadata or {}).get("finish_reason") == "length")
+        if cut:
+            self._rooms.notice(
+                f"{name}: {cut:,} of {len(replies):,} answers were cut at the function's max_new_tokens; "
+                'give the function more with max_new_tokens="…"'
+            )
 
     # -------------------------------------------------------------------------------------------------------- plumbing
 

@@ -63,7 +63,7 @@ class Rooms:
     def serving(self) -> ServingClient:
         from byzer_ft.serving.client import ServingClient
 
-        return ServingClient(self.cluster, self.settings)
+        return ServingClient(self.cluster, self.settings, self.notice)
 
     def opened(self, room: str) -> bool:
         """Whether `engine`, `catalog`, `cluster` or `serving` has been needed yet."""
