@@ -364,15 +364,12 @@ class _Look:
         if self.family == "auto" or found.model_type in FAMILIES[self.family]:
             return
         fitting = _family("auto", found.model_type)
-        wanted = (
-            f'pretrainedModelType="sft/{fitting}" (or "sft/auto")'
-            if fitting in FAMILIES
-            else 'pretrainedModelType="sft/auto"'
-        )
+        kind = fitting if fitting in FAMILIES else "auto"
+        wanted = f'pretrainedModelType="sft/{kind}" to fine-tune it, "custom/{kind}" to deploy it'
         raise ModelError(
             f"{path} is a {found.model_type!r} model, and the statement says {self.family!r}, which is for "
             f"{listing(FAMILIES[self.family])} models",
-            hint=f"write pretrainedModelType={wanted}, or name another directory",
+            hint=f"write {wanted}; or name another directory",
         )
 
 

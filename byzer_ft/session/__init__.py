@@ -113,8 +113,10 @@ class Session:
             return self._table("load", intent.table)
         if intent.format == "delta":
             by_path = intent.options.mode == "path"
-            uri = intent.path if by_path else delta_path(self.settings, intent.path)
-            uri = self._rooms.guard.resolve(uri, what="delta table")
+            guard = self._rooms.guard
+            # A name means a table of the owner's lake, wherever that is; only a path is the user's to choose.
+            named = intent.path if by_path else delta_path(self.settings, intent.path)
+            uri = guard.resolve(named, what="delta table") if by_path else named
             if is_model_table(uri):
                 self._models.load_lake(intent, uri)
                 return self._table("load", intent.table)

@@ -35,8 +35,9 @@ class Functions:
     def deploy(self, intent: Deploy) -> Result:
         if intent.reconnect:
             return self._reconnect(intent)
-        handle = self._models.resolve(intent.model)
-        deployment, function = self._specs(intent, handle)
+        trust = {"trust_remote_code": intent.trust_remote_code, "allow_pickle": intent.allow_pickle}
+        handle = self._models.resolve(intent.model, family=intent.family, **trust)
+        deployment, function = self._specs(intent, handle, trust)
         application = self._rooms.serving.deploy(deployment, function)
         self._checked.add(application)
         before = self._row(intent.function)
@@ -125,14 +126,13 @@ class Functions:
     def _row(self, name: str) -> FunctionRow | None:
         return self._rooms.catalog.function(self._owner, name)
 
-    def _specs(self, intent: Deploy, handle: ModelHandle) -> tuple[Any, Any]:
+    def _specs(self, intent: Deploy, handle: ModelHandle, trust: dict[str, bool]) -> tuple[Any, Any]:
         """What serving is told: the base and its engine settings, and this function's adapter and defaults."""
         from byzer_ft.lake import root_hash
         from byzer_ft.serving.client import AdapterRef, DeploymentSpec, FunctionSpec
 
-        base = self._models.base_of(handle)
-        trust = {"trust_remote_code": intent.trust_remote_code, "allow_pickle": intent.allow_pickle}
-        self._models.open(base.directory, family=intent.family, need_tokenizer=handle.base is None, **trust)
+        base = self._models.base_of(handle, **trust)
+        self._models.open(base.directory, family=intent.family, need_tokenizer=handle.base is None, ours=True, **trust)
         deployment = DeploymentSpec(
             owner=self._owner,
             base=base,
@@ -152,7 +152,7 @@ class Functions:
                 uri=handle.uri,
                 version=handle.version,
                 root_hash=handle.root_hash
-                or root_hash(directory, self._rooms.settings.cache_root, guard=self._rooms.guard),
+                or root_hash(directory, self._rooms.settings.cache_root, guard=self._rooms.guard_of(directory)),
             )
         return deployment, FunctionSpec(name=intent.function, adapter=adapter, defaults=intent.generation)
 

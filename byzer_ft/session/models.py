@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from byzer_ft.errors import ConflictError, JobError, ModelError, NotFoundError, NotSupportedError, did_you_mean, listing
 from byzer_ft.intents import BaseModelRef, LoadTable, ModelRef, SaveTable
@@ -127,7 +127,7 @@ class ModelTables:
         found = read_version(uri, intent.options.version_as_of)
         handle = ModelHandle(
             intent.table,
-            found.meta.family,
+            found.meta.family or "auto",
             uri=uri,
             version=found.version,
             root_hash=found.root_hash,
@@ -148,7 +148,6 @@ class ModelTables:
         handle = self.handle(intent.table)
         settings = self._rooms.settings
         uri = delta_path(settings, intent.path)
-        self._rooms.guard.resolve(uri, what="model table")
         source = self.directory(handle)
         meta = ModelMeta(
             kind="full" if handle.base is None else "adapter",
@@ -157,7 +156,7 @@ class ModelTables:
             comment=intent.options.comment,
             lineage=self._lineage(intent.table),
         )
-        saved = save_model(source, uri, intent.mode, meta, guard=self._rooms.guard)
+        saved = save_model(source, uri, intent.mode, meta, guard=self._rooms.guard_of(source))
         row = self._row(intent.table)
         if row is not None and intent.table not in self._loaded:
             self._rooms.catalog.put_model(
@@ -185,23 +184,28 @@ class ModelTables:
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
         need_tokenizer: bool = False,
+        ours: bool = False,
     ) -> ModelDir:
+        """A checked model directory. `ours`: the path comes from a handle, not from the statement's text."""
         from byzer_ft.modeldir import open_model_dir
 
-        return open_model_dir(
+        opened = open_model_dir(
             path,
-            guard=self._rooms.guard,
+            guard=self._rooms.guard_of(path) if ours else self._rooms.guard,
             family=family,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
             need_tokenizer=need_tokenizer,
             settings=self._rooms.settings,
         )
+        for text in opened.notices:
+            self._rooms.notice(text)
+        return opened
 
-    def resolve(self, ref: ModelRef) -> ModelHandle:
-        """The model that a statement names, by directory or by table."""
+    def resolve(self, ref: ModelRef, **how: Any) -> ModelHandle:
+        """The model that a statement names, by directory or by table. `how`: what the statement says for `open`."""
         if ref.directory is not None:
-            return self._of_directory(ref.directory, self.open(ref.directory))
+            return self._of_directory(ref.directory, self.open(ref.directory, **how))
         assert ref.table is not None, "the sql room gives one of the two"
         return self.handle(ref.table)
 
@@ -220,7 +224,7 @@ class ModelTables:
             hint="load it again from the lake or from a directory",
         )
 
-    def base_of(self, handle: ModelHandle) -> BaseModelRef:
+    def base_of(self, handle: ModelHandle, **trust: Any) -> BaseModelRef:
         """The full model below a handle, on this node, with its root hash; an adapter's base must be unchanged."""
         from byzer_ft.lake import root_hash
 
@@ -229,7 +233,7 @@ class ModelTables:
             directory = self.directory(handle)
             return BaseModelRef(
                 directory=_portable(directory),
-                root_hash=handle.root_hash or root_hash(directory, cache, guard=self._rooms.guard),
+                root_hash=handle.root_hash or root_hash(directory, cache, guard=self._rooms.guard_of(directory)),
                 uri=handle.uri,
             )
         base = handle.base
@@ -239,8 +243,8 @@ class ModelTables:
             stored = find_version(base.uri, base.root_hash) if base.root_hash else read_version(base.uri)
             if stored is not None:
                 return base.model_copy(update={"directory": str(materialize(base.uri, stored.version, cache))})
-        opened = self.open(base.directory)
-        found = root_hash(opened.directory, cache, guard=self._rooms.guard)
+        opened = self.open(base.directory, ours=True, **trust)
+        found = root_hash(opened.directory, cache, guard=self._rooms.guard_of(opened.directory))
         if base.root_hash not in (None, found):
             raise ModelError(
                 f"the base of adapter {handle.name!r} has changed: it was trained on {base.root_hash}, "

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from byzer_ft.errors import AccessError
 from byzer_ft.paths import PathGuard
 from byzer_ft.settings import Settings
 
@@ -29,6 +30,21 @@ class Rooms:
         self.settings = settings
         self.notice = notice
         self.guard = PathGuard(settings.allowed_roots)
+
+    def guard_of(self, directory: str | Path) -> PathGuard:
+        """The guard for a directory that a handle names, not a statement: the house's own lie outside the roots."""
+        if self.guard.roots is None:
+            return self.guard
+        try:
+            self.guard.resolve(str(directory))
+            return self.guard
+        except AccessError:
+            own = (
+                Path(self.settings.lake_root) / self.settings.owner,
+                self.settings.cache_root,
+                self.settings.jobs_root,
+            )
+            return PathGuard((*self.guard.roots, *own))
 
     @cached_property
     def scratch(self) -> Path:

@@ -94,6 +94,7 @@ def functions_table(functions: Iterable[FunctionRow]) -> pa.Table:
 
 
 def tables_table(tables: Mapping[str, Sequence[tuple[str, str]]], models: Iterable[str]) -> pa.Table:
+    rows: list[dict[str, str | None]]
     rows = [{"table": n, "kind": "table", "columns": ", ".join(c for c, _ in cs)} for n, cs in sorted(tables.items())]
     rows += [{"table": name, "kind": "model", "columns": None} for name in models]
     return table_of(rows, [("table", "text"), ("kind", "text"), ("columns", "text")])

@@ -6,6 +6,8 @@ happens inside the actor.
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -34,9 +36,10 @@ class Trainer:
 
     def run(self, intent: Finetune, models: ModelTables, text: str) -> Result:
         """The job's result; for `detached="false"` after it has ended, JobError when it failed."""
+        prefix = self._prefix(intent)
         self._check_rows(intent)
         request, workers = self._plan(intent, models)
-        job = self._start(intent, request, workers, text)
+        job = self._start(intent, request, workers, prefix, text)
         if intent.detached:
             message = f"job {job.name} started; its model table {intent.output_table} is ready when it ends"
         else:
@@ -65,28 +68,15 @@ class Trainer:
     def _plan(self, intent: Finetune, models: ModelTables) -> tuple[TrainingRequest, Any]:
         from byzer_ft.jobs import default_name, plan_workers
 
-        if intent.model.directory is not None:
-            models.open(
-                intent.model.directory,
-                family=intent.family,
-                trust_remote_code=intent.trust_remote_code,
-                allow_pickle=intent.allow_pickle,
-                need_tokenizer=True,
-            )
-        handle = models.resolve(intent.model)
+        trust = {"trust_remote_code": intent.trust_remote_code, "allow_pickle": intent.allow_pickle}
+        handle = models.resolve(intent.model, family=intent.family, need_tokenizer=True, **trust)
         if handle.base is not None:
             raise NotSupportedError(
                 f"{handle.name!r} is an adapter; training starts from a full model",
                 hint=f"name its base instead: {handle.base.directory}",
             )
-        base = models.base_of(handle)
-        models.open(
-            base.directory,
-            family=intent.family,
-            trust_remote_code=intent.trust_remote_code,
-            allow_pickle=intent.allow_pickle,
-            need_tokenizer=True,
-        )
+        base = models.base_of(handle, **trust)
+        models.open(base.directory, family=intent.family, need_tokenizer=True, ours=True, **trust)
         workers = plan_workers(self._rooms.cluster.resources(), intent.resources)
         for note in workers.notes:
             self._rooms.notice(note)
@@ -96,17 +86,15 @@ class Trainer:
             family=intent.family,
             base=base,
             training=intent.training,
-            trust_remote_code=intent.trust_remote_code,
-            allow_pickle=intent.allow_pickle,
+            **trust,
         )
         return request, workers
 
-    def _start(self, intent: Finetune, request: TrainingRequest, workers: Any, text: str) -> JobRow:
+    def _start(self, intent: Finetune, request: TrainingRequest, workers: Any, prefix: str, text: str) -> JobRow:
         from byzer_ft.jobs import JobSpec, start_job
 
         rooms, owner = self._rooms, self._rooms.settings.owner
         uid = uuid.uuid4().hex
-        prefix = rooms.guard.resolve(intent.local_path_prefix or str(rooms.settings.jobs_root), what="localPathPrefix")
         directory = Path(prefix) / f"{request.name}-{uid}"
         job = rooms.catalog.add_job(
             uid=uid,
@@ -117,6 +105,7 @@ class Trainer:
             sql=text,
             workers=workers.workers,
         )
+        before = rooms.catalog.model(owner, intent.output_table) if intent.output_table else None
         if intent.output_table:
             rooms.catalog.put_model(
                 owner,
@@ -151,8 +140,24 @@ class Trainer:
             reason = error.message if isinstance(error, ByzerError) else f"{type(error).__name__}: {error}"
             rooms.catalog.update_job(uid, state="failed", reason=reason, hint=getattr(error, "hint", None))
             rooms.catalog.finish_model(uid, state="failed", reason=reason)
+            if before is not None:  # nothing was made that could replace it
+                rooms.catalog.put_model(**dataclasses.asdict(before))
+            if isinstance(error, Exception):  # on Ctrl-C the actor may have started
+                shutil.rmtree(directory, ignore_errors=True)
             raise
         return job
+
+    def _prefix(self, intent: Finetune) -> str:
+        """Where the job's directory goes: below the user's own choice, or in the house, whatever the roots are."""
+        if intent.local_path_prefix is None:
+            return str(self._rooms.settings.jobs_root)
+        prefix = self._rooms.guard.resolve(intent.local_path_prefix, what="localPathPrefix", write=True)
+        if "://" in prefix:
+            raise NotSupportedError(
+                f"localPathPrefix {prefix!r} is in an object store, where a job cannot write yet",
+                hint="name a local directory, or one that all nodes see",
+            )
+        return prefix
 
     # -------------------------------------------------------------------------------------------------------- waiting
 
