@@ -81,13 +81,15 @@ def parse(file: Path) -> None:
 @main.command()
 def jobs() -> None:
     """List the owner's jobs, the newest first."""
-    _one_statement("!show jobs;")
+    _one_statement(
+        "!show jobs;", ["name", "state", "step", "total_steps", "loss", "output_table", "created_at", "reason"]
+    )
 
 
 @main.command()
 def models() -> None:
     """List the owner's model tables."""
-    _one_statement("!show models;")
+    _one_statement("!show models;", ["name", "state", "kind", "version", "place", "base", "reason"])
 
 
 @main.command()
@@ -127,11 +129,11 @@ def status() -> None:
     click.echo(f"Ray runs for {settings.home} at {record['address']}, kept {kept}, process {record['pid']}")
 
 
-def _one_statement(sql: str) -> None:
+def _one_statement(sql: str, columns: list[str]) -> None:
     from byzer_ft.session import Session
 
     with Session() as session:
-        _print_table(session.sql(sql).arrow(), "table", 1000)
+        _print_table(session.sql(sql).arrow().select(columns), "table", 1000)
 
 
 def _print_table(table: Any, form: str, rows: int) -> None:

@@ -87,7 +87,9 @@ def _cell(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:.6g}" if math.isfinite(value) else str(value)
-    if isinstance(value, (str, int)):
+    if isinstance(value, datetime):
+        return value.isoformat(" ", timespec="seconds")
+    if isinstance(value, (str, int, date, time, Decimal, timedelta)):
         return printable(str(value))
     return printable(json.dumps(_plain(value), ensure_ascii=False))
 

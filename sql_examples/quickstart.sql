@@ -9,28 +9,31 @@ load json.`builtin:tickets.jsonl` as tickets;
 load json.`builtin:tickets_heldout.jsonl` as heldout;
 
 -- 2. Shape them: what the model is told and what it should answer.
-select ticket as instruction, '' as input,
+select concat('Route this ticket: ', ticket) as instruction, '' as input,
        concat('product=', product, '; urgency=', urgency, '; team=', team) as output
 from tickets as sft_data;
 
-select id, ticket, concat('product=', product, '; urgency=', urgency, '; team=', team) as expected
+select id, ticket, concat('Route this ticket: ', ticket) as question,
+       concat('product=', product, '; urgency=', urgency, '; team=', team) as expected
 from heldout as questions;
 
 -- 3. Ask the base model first, through a SQL function. It has never seen the format.
 !byzerllm setup single;
 run command as LLM.`` where action="infer" and pretrainedModelType="custom/auto"
 and localModelDir="builtin:tiny-chat" and udfName="base_chat" and max_new_tokens="40";
-select id, ticket, expected, base_chat(ticket) as answer from questions as answers_before;
+select id, ticket, expected, base_chat(question) as answer from questions as answers_before;
 
 -- 4. Fine-tune with QLoRA in a named Ray actor. detached="false" waits and shows its progress.
 !byzerllm setup sft;
 !byzerllm setup "num_gpus=1";
 run command as LLM.`` where pretrainedModelType="sft/auto" and localModelDir="builtin:tiny-chat"
 and inputTable="sft_data" and outputTable="ticket_helper" and detached="false"
-and `sft.int.num_train_epochs`="6"
+and `sft.int.num_train_epochs`="4"
 and `sft.int.per_device_train_batch_size`="8"
 and `sft.int.gradient_accumulation_steps`="1"
-and `sft.float.learning_rate`="2e-3"
+and `sft.float.learning_rate`="3e-3"
+and `sft.int.lora_rank`="16"
+and `sft.int.lora_alpha`="32"
 and `sft.int.max_seq_length`="128";
 
 -- 5. Keep it: an adapter, with the hash of its base, as one version of a Delta table.
@@ -41,7 +44,7 @@ load delta.`ai_model.ticket_helper` as stored_helper;
 !byzerllm setup single;
 run command as LLM.`` where action="infer" and pretrainedModelType="custom/auto"
 and modelTable="stored_helper" and udfName="ticket_chat" and max_new_tokens="40";
-select id, ticket, expected, ticket_chat(ticket) as answer from questions as answers_after;
+select id, ticket, expected, ticket_chat(question) as answer from questions as answers_after;
 
 -- 7. The share of exact answers on tickets that were not trained on.
 select 'before' as model, count(*) as tickets, round(100 * avg(if(answer = expected, 1, 0)), 1) as exact_match_percent,

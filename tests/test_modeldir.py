@@ -254,7 +254,7 @@ def test_another_family_names_both(tmp_path: Path) -> None:
     model = make(tmp_path / "m", **{"config.json": {"model_type": "baichuan"}})
     with pytest.raises(ModelError, match=r"is a 'baichuan' model, and the statement says 'llama2'") as caught:
         look(model, family="llama2")
-    assert '"sft/baichuan" (or "sft/auto")' in (caught.value.hint or "")
+    assert '"sft/baichuan" to fine-tune it, "custom/baichuan" to deploy it' in (caught.value.hint or "")
     assert look(model, family="auto").family == "baichuan"
     assert look(model, family="Baichuan").family == "baichuan"
 
@@ -263,7 +263,7 @@ def test_a_type_without_a_family_of_its_own_takes_auto(tmp_path: Path) -> None:
     model = make(tmp_path / "m", **{"config.json": {"model_type": "gemma3"}})
     with pytest.raises(ModelError) as caught:
         look(model, family="llama2")
-    assert 'pretrainedModelType="sft/auto"' in (caught.value.hint or "")
+    assert '"sft/auto" to fine-tune it' in (caught.value.hint or "")
 
 
 def test_an_unknown_family(tmp_path: Path) -> None:

@@ -89,11 +89,11 @@ def test_corpus_has_no_held_out_ticket_or_combination(corpus: list[str], held_ou
 
 
 def test_corpus_has_no_issue_wording_of_the_demo(corpus: list[str]) -> None:
+    """Not even without a product: four words in a row, as in `cannot log in to`, are nobody's but the demo's."""
     text = "\n".join(corpus).lower()
-    pieces = {
-        piece.strip().lower() for issues in demo.ISSUES.values() for issue in issues for piece in issue.split("{}")
-    }
-    assert not [piece for piece in pieces if piece.count(" ") >= 2 and piece in text]
+    issues = [issue for issues in demo.ISSUES.values() for issue in issues]
+    pieces = {piece.strip().lower() for issue in issues for piece in issue.split("{}") if len(piece.split()) >= 4}
+    assert pieces and not [piece for piece in pieces if piece in text]
 
 
 # The demo data

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"^[\w-]+$")
 
 
-def address(settings: Settings, guard: PathGuard, name: str, by_path: bool, span: Span | None) -> str:
+def address(
+    settings: Settings, guard: PathGuard, name: str, by_path: bool, span: Span | None, *, write: bool = False
+) -> str:
     """`db.table` below the owner's lake, or with `mode="path"` the path itself, resolved."""
     if by_path:
         if re.search(r"[*?\[\]{}%#|<>\"^]", name):
             raise OptionError(f"delta path {name!r} has a character that delta cannot store", hint="rename the folder")
-        return guard.resolve(name, what="delta table")
+        return guard.resolve(name, what="delta table", write=write)
     database, dot, table = unicodedata.normalize("NFC", name).partition(".")
     if not dot:
         database, table = "default", name

@@ -99,7 +99,7 @@ class SparkEngine:
                 self._refuse_unread_calls(select, functions)
                 self._keep_or_view(intent, select.text, select, self.views(), functions)
                 return
-            select, used = self._resolved(select)
+            select, used = self._resolved(select, intent.span)
             select = rewrite_built_ins(select, intent.span)
             try:
                 if models is not None and calls_models(select, functions):
@@ -114,7 +114,8 @@ class SparkEngine:
         from byzer_ft.engine.writers import save
 
         with self._lock, _at(intent.span):
-            view = self._view(intent.table)
+            with _at_word(intent.span, intent.table):
+                view = self._view(intent.table)
             return save(self, intent, view)
 
     # ----------------------------------------------------------------------------------------------------- tables
@@ -332,11 +333,12 @@ class SparkEngine:
         if called:
             raise SqlError(f"a query that calls the model {called[0]} cannot be read: {select.problem}")
 
-    def _resolved(self, select: Select) -> tuple[Select, list[View]]:
+    def _resolved(self, select: Select, span: Span | None) -> tuple[Select, list[View]]:
         """The query with paths replaced by views over them, and the views that it reads."""
         names: dict[Reference, View] = {}
         for reference in select.tables:
-            names[reference] = self._referenced(reference)
+            with _at_word(span, reference.name):
+                names[reference] = self._referenced(reference)
         if all(r.format is None and r.name == v.name for r, v in names.items()):
             return select, list(names.values())
         text = references.replaced(select.text, select.tables, lambda r: quoted(names[r].name))
@@ -437,7 +439,7 @@ class SparkEngine:
         from byzer_ft.engine.spark import UnknownColumn
 
         if isinstance(error, UnknownColumn):
-            return self._unknown_column(error, used, intent)
+            return self._unknown_column(error, select, used, intent)
         function = re.match(r"function `(.+)` does not exist", error.message)
         if function:
             error.at(locate(intent.span, function[1]))
@@ -448,9 +450,11 @@ class SparkEngine:
             error.at(_sub_span(intent.span, select.text, *offset))
         return error
 
-    def _unknown_column(self, error: Any, used: list[View], intent: Query) -> NotFoundError:
+    def _unknown_column(self, error: Any, select: Select, used: list[View], intent: Query) -> ByzerError:
         path: list[str] = error.path
         known = {c for v in used for c, _ in v.columns}
+        if select.tree is None and path[-1].lower() in {c.lower() for c in known}:
+            return SqlError(f"the query cannot be read: {select.problem}")
         shown = "; ".join(f"{_shown(v.name)}: {listing((c for c, _ in v.columns), limit=30)}" for v in _once(used))
         word = path[-1]
         if len(path) > 1 and any(c.lower() == word.lower() for c in known):
@@ -498,6 +502,15 @@ def _at(span: Span | None) -> Iterator[None]:
         yield
     except ByzerError as error:
         raise error.at(span) from None
+
+
+@contextmanager
+def _at_word(span: Span | None, word: str) -> Iterator[None]:
+    """Errors about a thing that the statement names point at its name."""
+    try:
+        yield
+    except ByzerError as error:
+        raise error.at(locate(span, word)) from None
 
 
 @contextmanager

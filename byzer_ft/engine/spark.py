@@ -14,7 +14,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from byzer_ft.errors import ByzerError, Cancelled, EngineError, NotSupportedError, ResourceError, ScriptError, SqlError
+from byzer_ft.errors import (
+    ByzerError,
+    Cancelled,
+    EngineError,
+    NotFoundError,
+    NotSupportedError,
+    ResourceError,
+    ScriptError,
+    SqlError,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -198,7 +207,7 @@ def translated(error: Exception) -> ByzerError:
         return UnknownColumn(spark[1].replace("`", "").split("."))
     unknown = re.search(r"unknown function: (\S+)", text)
     if unknown:
-        return NotSupportedError(f"function `{unknown[1]}` does not exist")
+        return NotFoundError(f"function `{unknown[1]}` does not exist")
     if "Cast error: " in text or kind in (
         "ArithmeticException",
         "NumberFormatException",

@@ -81,7 +81,7 @@ def _save_delta(engine: SparkEngine, intent: SaveTable, view: View, partitions: 
     from deltalake import DeltaTable, write_deltalake
 
     by_path = intent.options.mode == "path"
-    uri = deltas.address(engine.settings, engine.guard, intent.path, by_path, intent.span)
+    uri = deltas.address(engine.settings, engine.guard, intent.path, by_path, intent.span, write=True)
     shown = f"delta.`{intent.path}`"
     local = "://" not in uri
     exists = DeltaTable.is_deltatable(uri)
@@ -192,7 +192,7 @@ def _save_directory(engine: SparkEngine, intent: SaveTable, view: View, fmt: str
 def _target(engine: SparkEngine, intent: SaveTable, fmt: str) -> str:
     if not intent.path.strip():
         raise NotFoundError("save: no path is given", hint=f"save … as {fmt}.`a/folder`")
-    target = engine.guard.resolve(intent.path, what=f"{fmt} path")
+    target = engine.guard.resolve(intent.path, what=f"{fmt} path", write=True)
     if "://" in target:
         raise NotSupportedError(f"saving {fmt} to an object store is not supported", hint="save it as delta")
     return target

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import importlib.util
 import json
 import os
 import socket
@@ -251,7 +252,12 @@ class Cluster:
 
     def _announce_dashboard(self, url: str | None) -> None:
         if url is None:
-            self._notice("Ray's dashboard is not installed: pip install 'byzer-ft[ray]' brings it")
+            installed = importlib.util.find_spec("aiohttp_cors") is not None
+            self._notice(
+                "Ray's dashboard did not start; jobs run without it, and `!show jobs;` shows them"
+                if installed
+                else "Ray's dashboard is not installed: pip install 'byzer-ft[ray]' brings it"
+            )
             return
         token = os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
         asks = "; it asks for the token that `ray get-auth-token` prints" if token else ""

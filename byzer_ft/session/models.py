@@ -12,8 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from byzer_ft.errors import ConflictError, JobError, ModelError, NotFoundError, NotSupportedError, did_you_mean, listing
-from byzer_ft.intents import BaseModelRef, LoadTable, ModelRef, SaveTable
+from byzer_ft.errors import (
+    ConflictError,
+    JobError,
+    ModelError,
+    NotFoundError,
+    NotSupportedError,
+    OptionError,
+    did_you_mean,
+    listing,
+)
+from byzer_ft.intents import BaseModelRef, LoadOptions, LoadTable, ModelRef, SaveOptions, SaveTable
 from byzer_ft.paths import ASSETS, BUILTIN
 from byzer_ft.session.rooms import Rooms
 
@@ -115,6 +124,7 @@ class ModelTables:
 
     def load_directory(self, intent: LoadTable) -> ModelHandle:
         """``load model.`dir` as t``"""
+        _refuse_options(intent.options, "load model", allowed=())
         opened = self.open(intent.path)
         handle = self._of_directory(intent.table, opened)
         self._loaded[intent.table] = handle
@@ -124,6 +134,7 @@ class ModelTables:
         """``load delta.`db.model` as t`` where the table holds a model"""
         from byzer_ft.lake import read_version
 
+        _refuse_options(intent.options, "load of a model table", allowed=("mode", "version_as_of"))
         found = read_version(uri, intent.options.version_as_of)
         handle = ModelHandle(
             intent.table,
@@ -145,6 +156,9 @@ class ModelTables:
                 f"saving a model as {intent.format} is not supported yet",
                 hint=f"save {intent.mode} {intent.table} as delta.`ai_model.{intent.table}`;",
             )
+        _refuse_options(intent.options, "save of a model", allowed=("comment",))
+        if intent.partition_by:
+            raise OptionError("save of a model: partitionBy does not apply to a model", hint="leave it out")
         handle = self.handle(intent.table)
         settings = self._rooms.settings
         uri = delta_path(settings, intent.path)
@@ -284,6 +298,15 @@ class ModelTables:
             return {}
         job = self._rooms.catalog.job_by_uid(row.job_uid)
         return {"job": job.name, "sql": job.sql, "summary": job.summary, "created_at": job.created_at}
+
+
+def _refuse_options(options: LoadOptions | SaveOptions, what: str, *, allowed: tuple[str, ...]) -> None:
+    """OptionError for what was given and would do nothing to a model."""
+    for name in sorted(options.model_fields_set - set(allowed)):
+        raise OptionError(
+            f"{what}: option {name!r} does not apply to a model",
+            hint=f"it takes {', '.join(allowed)}" if allowed else "it takes no options",
+        )
 
 
 def _from_row(row: ModelRow) -> ModelHandle:

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from byzer_ft.errors import ByzerError, Cancelled, DataError, JobError, NotSupportedError
 from byzer_ft.intents import Finetune, TrainingRequest
@@ -41,7 +41,8 @@ class Trainer:
         request, workers = self._plan(intent, models)
         job = self._start(intent, request, workers, prefix, text)
         if intent.detached:
-            message = f"job {job.name} started; its model table {intent.output_table} is ready when it ends"
+            made = f"; its model table {intent.output_table} is ready when it ends" if intent.output_table else ""
+            message = f"job {job.name} started{made}"
         else:
             self.wait(job.uid)
             message = f"job {job.name} succeeded: {self._final(job)}"
@@ -161,10 +162,11 @@ class Trainer:
 
     # -------------------------------------------------------------------------------------------------------- waiting
 
-    def wait(self, uid: str) -> None:
+    def wait(self, uid: str, *, leaving: bool = False) -> None:
         """Returns when the job succeeded, showing its events. JobError when it did not.
 
-        The first Ctrl-C stops waiting and lets the job go on; a second within five seconds stops the job.
+        The first Ctrl-C stops waiting and lets the job go on; a second within five seconds stops the job. When the
+        session is `leaving` a private cluster, the job cannot go on: the first stops it.
         """
         from byzer_ft.jobs import job_handle
 
@@ -174,6 +176,8 @@ class Trainer:
             try:
                 handle.wait(self._show)
             except KeyboardInterrupt:
+                if leaving:
+                    self._stop(row, handle)
                 self._interrupted(row, handle)
         row = self._rooms.catalog.job_by_uid(uid)
         if row.state != "succeeded":
@@ -191,13 +195,16 @@ class Trainer:
         try:
             time.sleep(SECOND_INTERRUPT_SECONDS)
         except KeyboardInterrupt:
-            self._rooms.notice(f"stopping job {row.name} …")
-            handle.stop()
-            raise Cancelled(f"job {row.name} was stopped") from None
+            self._stop(row, handle)
         raise Cancelled(
             f"no longer waiting for job {row.name}",
             hint=f"!show jobs; shows it, !byzerllm model remove {row.name}; stops it",
         )
+
+    def _stop(self, row: JobRow, handle: Any) -> NoReturn:
+        self._rooms.notice(f"stopping job {row.name} …")
+        handle.stop()
+        raise Cancelled(f"job {row.name} was stopped") from None
 
     def finish(self) -> None:
         """At the end of a session on a private cluster: waits for all jobs that would die with it."""
@@ -206,9 +213,12 @@ class Trainer:
         for row in self._rooms.catalog.jobs():
             if not row.active:
                 continue
-            self._rooms.notice(f"waiting for detached job {row.name}: this Ray is private and ends with the process")
+            self._rooms.notice(
+                f"waiting for detached job {row.name}, since this Ray is private and ends with the process; "
+                "Ctrl-C stops the job"
+            )
             try:
-                self.wait(row.uid)
+                self.wait(row.uid, leaving=True)
                 self._rooms.notice(f"job {row.name} succeeded: {self._final(row)}")
             except JobError as error:
                 self._rooms.notice(error.render())

@@ -71,6 +71,13 @@ class FinetuneOptions(LlmOptions):
 class InferOptions(LlmOptions):
     """`action="infer"`; generation parameters stand beside these."""
 
+    name: str | None = Field(None, description="accepted for compatibility; a function is known by udfName")
+    local_path_prefix: str | None = Field(None, description="accepted for compatibility; nothing is copied there")
+    input_table: str | None = Field(None, description="accepted for compatibility; a function has no input table")
+    output_table: str | None = Field(None, description="accepted for compatibility; a function has no output table")
+    detached: bool = Field(True, description="accepted for compatibility; the statement waits until the model answers")
+    allow_fewer: bool = Field(False, description="accepted for compatibility; replicas take what they are given")
+
     udf_name: str | None = Field(None, description="name of the SQL function")
     reconnect: bool = Field(False, description="use the function that is already deployed; deploy nothing")
     quantization: Annotated[Literal["none", "4bit", "8bit"], BeforeValidator(_quantization)] = Field(

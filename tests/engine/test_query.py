@@ -111,7 +111,7 @@ def test_unknown_table_lists_what_exists(desk: Desk) -> None:
     ("body", "kind", "says"),
     [
         ("select x.id from people", NotFoundError, "column `x.id` does not exist"),
-        ("select nofunc(id) from people", NotSupportedError, "function `nofunc` does not exist"),
+        ("select nofunc(id) from people", NotFoundError, "function `nofunc` does not exist"),
         ("select 1 +", SqlError, "ends too early"),
         ("selec 1", SqlError, "cannot be read"),
         ("select 1 as a, 2 as A", SqlError, "two columns of the result are named `A`"),
