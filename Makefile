@@ -36,8 +36,9 @@ format: setup
 test: setup
 	$(BIN)/python -m pytest -q -m 'not slow and not gpu and not browser'
 
-test-all: setup
-	$(BIN)/python -m pytest -q
+# The slow ones too: real processes with a Ray of their own, the demo held to its figures.
+test-all: test
+	$(BIN)/python -m pytest -q -m slow
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

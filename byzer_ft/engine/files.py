@@ -74,9 +74,8 @@ def _expand_one(part: str, guard: PathGuard, what: str) -> Iterator[InputFile]:
     found = (file for m in matches for file in _walk(guard.resolve(m, what=what), guard, what))
     files = list({file.path: file for file in found}.values())  # `**` matches a folder and what is in it
     if not files:
-        raise NotFoundError(
-            f"no file matches {part!r}", hint=nearest(re.split(r"[*?\[{]", real, maxsplit=1)[0] + "*", guard)
-        )
+        plain = re.split(r"[*?\[{]", real, maxsplit=1)[0]
+        raise NotFoundError(f"no file matches {part!r}", hint=nearest(plain + "*", guard))
     yield from files
 
 

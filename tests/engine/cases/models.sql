@@ -163,7 +163,7 @@ select up(nope) y from t
 -- error: NotFoundError: column `nope` does not exist
 
 select upp(x) y from t
--- error: NotSupportedError: function `upp` does not exist
+-- error: NotFoundError: function `upp` does not exist
 
 select t.id from t join u on up(t.x) = u.y
 -- error: NotSupportedError: in a join condition
