@@ -259,7 +259,7 @@ def _show_jobs(session: Session, _: Show) -> pa.Table:
 
     owner = session.settings.owner
     if any(job.active for job in session._rooms.catalog.jobs(owner)):
-        session._rooms.cluster  # noqa: B018 - connecting reconciles: a job without an actor is lost
+        session._rooms.reconcile()
     return jobs_table(session._rooms.catalog.jobs(owner))
 
 

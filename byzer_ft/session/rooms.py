@@ -75,6 +75,16 @@ class Rooms:
         reconcile(cluster, self.catalog, self.settings.owner)
         return cluster
 
+    def reconcile(self) -> None:
+        """Brings the catalog's jobs up to what is really running, without starting a Ray to ask for it."""
+        from byzer_ft.jobs import Cluster, reconcile
+        from byzer_ft.jobs.cluster import running
+
+        if self.opened("cluster") or self.settings.ray_address or running(self.settings.home):
+            reconcile(self.cluster, self.catalog, self.settings.owner)
+        else:
+            reconcile(Cluster(self.settings, self.notice), self.catalog, self.settings.owner)
+
     @cached_property
     def serving(self) -> ServingClient:
         from byzer_ft.serving.client import ServingClient

@@ -135,6 +135,7 @@ class Trainer:
                     custom=intent.resources.custom,
                     output_table=intent.output_table,
                     sql=text,
+                    environment=rooms.settings.for_workers(),
                 ),
             )
         except BaseException as error:
