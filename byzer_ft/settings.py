@@ -60,6 +60,18 @@ class Settings(BaseModel):
     allow_pickle: bool = Field(False, description="administrator: pickle weights may be loaded when a statement asks")
     trust_remote_code: bool = Field(False, description="administrator: a model's own code may run when asked for")
 
+    def for_workers(self) -> dict[str, str]:
+        """Environment variables that make a process on another node allow and refuse what this one does."""
+        said = {
+            "HOME": str(self.home),
+            "OWNER": self.owner,
+            "ALLOW_PICKLE": str(self.allow_pickle).lower(),
+            "TRUST_REMOTE_CODE": str(self.trust_remote_code).lower(),
+        }
+        if self.allowed_roots is not None:
+            said["ALLOWED_ROOTS"] = os.pathsep.join(str(root) for root in self.allowed_roots)
+        return {PREFIX + name: value for name, value in said.items()}
+
     @property
     def catalog_url(self) -> str:
         return self.catalog or f"sqlite:///{self.home / 'catalog.sqlite'}"

@@ -42,6 +42,7 @@ class JobSpec(Frozen):
     custom: dict[str, float] = {}
     output_table: str | None = None
     sql: str = ""
+    environment: dict[str, str] = {}  # BYZER_FT_* of the session: workers allow and refuse what it does
     entry: str = Field(DEFAULT_ENTRY, pattern=r"^[\w.]+:\w+$")
 
     @property

@@ -142,6 +142,7 @@ def train_loop(config: dict[str, Any]) -> None:
 
 
 def _run(entry: Callable[..., Any], spec: JobSpec, line: _Line, resume_from: str | None) -> None:
+    os.environ.update(spec.environment)
     directory = JobDirectory(spec.directory)
     request = TrainingRequest.model_validate(spec.request.model_dump(exclude_unset=True))
     entry(

@@ -229,7 +229,8 @@ def _is_disk_full(error: BaseException, text: str) -> bool:
         return True
     # The Rust and C++ writers of safetensors and torch tell it in words only.
     words = ("No space left", "os error 28", "os error 122", "os error 27", "File too large", "quota exceeded")
-    return any(w in text for w in words) or ("inline_container" in text and "write failed" in text)
+    torch_writer = ("write failed", "unexpected pos")  # the second when it ends a file that it could not write
+    return any(w in text for w in words) or ("inline_container" in text and any(w in text for w in torch_writer))
 
 
 def _out_of_memory(error: BaseException) -> JobError:
