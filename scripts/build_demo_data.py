@@ -21,7 +21,7 @@ from random import Random
 
 SEED = 20261121
 OUT = Path(__file__).resolve().parent.parent / "byzer_ft" / "assets" / "data"
-TRAIN_ROWS, HELDOUT_ROWS = 400, 120
+TRAIN_ROWS, HELDOUT_ROWS = 400, 100
 
 PRODUCTS = (
     "Lumo Lamp",
@@ -52,21 +52,18 @@ ISSUES: dict[str, tuple[str, ...]] = {
         "we want a refund for {}",
         "my card was refused when I paid for {}",
         "the discount on {} is missing",
-        "the receipt for {} never came",
     ),
     "accounts": (
         "I cannot log in to {}",
         "my password for {} does not work",
         "{} says that my account is locked",
         "a new colleague needs access to {}",
-        "please change my address in {}",
         "I lost the admin role in {}",
     ),
     "software": (
         "the {} app crashes on start",
         "the new update of {} is very slow",
         "the search in {} finds nothing",
-        "{} shows an empty page",
         "the export from {} has an error",
         "the network of {} is lost again",
     ),
@@ -74,7 +71,6 @@ ISSUES: dict[str, tuple[str, ...]] = {
         "the {} parcel has not arrived",
         "the courier left {} at the wrong door",
         "the {} delivery is late",
-        "the box of {} came empty",
         "please send {} to our new office",
         "where is my order of {}",
     ),
@@ -84,7 +80,6 @@ ISSUES: dict[str, tuple[str, ...]] = {
         "the battery of {} is empty after one hour",
         "{} makes a loud noise",
         "a button of {} fell off",
-        "{} is hot and has a bad smell",
     ),
 }
 HINTS: dict[str, tuple[str, ...]] = {
@@ -129,8 +124,8 @@ def is_held_out(product: str, issue: str) -> bool:
     """One fifth of the product x issue grid: each row and each column of it has some cells in and some out."""
     teams = list(ISSUES)
     team = next(team for team in teams if issue in ISSUES[team])
-    column = teams.index(team) * 6 + ISSUES[team].index(issue)
-    return (PRODUCTS.index(product) + column) % 5 == 0
+    column = teams.index(team) * 5 + ISSUES[team].index(issue)
+    return (PRODUCTS.index(product) + column + column // 5) % 5 == 0
 
 
 def write_ticket(shape: str, product: str, issue: str, hint: str) -> str:

@@ -4,7 +4,8 @@
     python scripts/build_tiny_model.py --corpus corpus.txt # only the text it would train on, no training
 
 Out comes a directory that any Llama-aware program reads: bf16 safetensors, a byte-level BPE tokenizer of its own, a
-ChatML template. Everything is seeded; on one machine with one thread two builds agree.
+ChatML template. Everything is seeded and runs on one thread. The shipped build took 17 minutes on one core of a busy
+machine: 1,768 steps, 1.71 million tokens, 3.28 million parameters, 74 % exact answers on conversations of a new seed.
 
 Knows nothing of byzer_ft, of SQL, or of the demo skill that is later taught to the model.
 """
@@ -24,10 +25,14 @@ import tiny_corpus
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+# transformers annotates wider than it behaves (a chat template gives `str | list | dict`): checks would be noise.
+Model = Any
+Tokenizer = Any
 
 OUT = Path(__file__).resolve().parent.parent / "byzer_ft" / "assets" / "tiny-chat"
-VOCAB_SIZE = 1280
+VOCAB_SIZE = 2048
+WORD_COUNT = 500  # how often the tokenizer's trainer sees each word of tiny_corpus.VOCABULARY
 PAD, START, END, TEXT_END = "<|pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 TEMPLATE = (
     "{%- for message in messages -%}"
@@ -35,32 +40,35 @@ TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )
-MODEL = dict(
-    hidden_size=256,
-    intermediate_size=640,
-    num_hidden_layers=4,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    max_position_embeddings=1024,
-    tie_word_embeddings=True,
-    initializer_range=0.05,
-)
-LEARNING_RATE = 2e-3
+MODEL: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 640,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.03,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
+}
+LEARNING_RATE = 1.5e-3
 WARMUP_STEPS = 100
 TOKENS_PER_BATCH = 1000
+NORM, LOOK_BACK, MATCH, COPY = 0.8, 9.0, 1.9, 0.45  # strengths of the wiring: see wire_copying
 PROMPT_WEIGHT = 0.1  # the answers are what counts; a little weight on prompts teaches which words follow which
 
 
-def train_tokenizer(conversations: list[tiny_corpus.Conversation]) -> PreTrainedTokenizerFast:
+def train_tokenizer(conversations: list[tiny_corpus.Conversation]) -> Tokenizer:
     """Byte-level BPE without a space in front of words.
 
     Words and what stands between them are separate pieces, so a word has the same tokens at the start of an answer
     as in the middle of a prompt: copying, the one thing so small a model does well, stays a copy of tokens.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    import tokenizers
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}|\n|[^\p{L}\p{N}\n]+"), "isolated"),
@@ -74,8 +82,11 @@ def train_tokenizer(conversations: list[tiny_corpus.Conversation]) -> PreTrained
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((message["content"] for turns in conversations for message in turns), trainer)
-    return PreTrainedTokenizerFast(
+    words = [form for word in tiny_corpus.VOCABULARY for form in (word, tiny_corpus.capital(word))]
+    texts = [message["content"] for turns in conversations for message in turns]
+    tokenizer.train_from_iterator(texts + words * WORD_COUNT, trainer)
+    wrap: Any = PreTrainedTokenizerFast
+    return wrap(
         tokenizer_object=tokenizer,
         eos_token=END,
         pad_token=PAD,
@@ -86,10 +97,72 @@ def train_tokenizer(conversations: list[tiny_corpus.Conversation]) -> PreTrained
     )
 
 
+def wire_copying(model: Model, seed: int) -> None:
+    """Overwrite some initial weights so that the model can copy before its first step of training.
+
+    A Llama of this size needs millions of tokens until it discovers copying by itself: first heads that look one
+    word back, then heads that find where the present word stood before and read what followed. On one CPU that is
+    hours, so both are put in place by hand; training only has to learn when to use them.
+
+    The residual stream is cut into orthogonal parts: one direction common to all tokens, the words themselves, and
+    four slots. Layer 0: the common direction and the fast rotary frequencies make heads that look exactly one or two
+    tokens back, and write a sketch of what they see into the slots. Layer 1: on the slow frequencies, heads look for
+    the place whose slot resembles the present token (or the one before it), and add the word found there to the
+    stream. What leaves attention and MLP elsewhere starts at zero. All is dense, without outliers, so NF4 keeps it.
+    """
+    import torch
+
+    config, (first, second) = model.config, [layer.self_attn for layer in model.model.layers[:2]]
+    width, size = config.hidden_size, config.head_dim
+    basis = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)))[0].T
+    angles = config.rope_parameters["rope_theta"] ** (-torch.arange(size // 2) / (size // 2))
+    slow = [i for i, angle in enumerate(angles.tolist()) if angle < 0.02]
+    content = torch.tensor(slow + [i + size // 2 for i in slow])
+    sketch = len(content)
+    common, slots, words = basis[0], basis[1 : 1 + 4 * sketch].view(4, sketch, width), basis[1 + 4 * sketch :]
+    sketches = words[:sketch], words[sketch : 2 * sketch]
+
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.data.zero_()
+        layer.mlp.down_proj.weight.data.zero_()
+    embedding = model.model.embed_tokens.weight.data
+    embedding.copy_(embedding @ words.T @ words)
+    embedding.mul_(NORM / embedding.norm(dim=1).mean()).add_(NORM * common)
+    scale = math.sqrt(width / 2)  # length of the word part, and of the common part, after the first RMSNorm
+
+    def rows(head: int) -> slice:
+        return slice(head * size, (head + 1) * size)
+
+    def look_back(tokens: int) -> Tensor:
+        strength = torch.where(angles >= 0.02, LOOK_BACK / scale, 0.0)
+        turned = torch.cat([strength * torch.cos(tokens * angles), -strength * torch.sin(tokens * angles)])
+        return torch.outer(turned, common)
+
+    for kv in (0, 1):
+        first.k_proj.weight.data[rows(kv)] = look_back(0)
+        first.v_proj.weight.data[rows(kv)] = 0.0
+        first.v_proj.weight.data[rows(kv)][:sketch] = sketches[kv]
+        for back in (1, 2):
+            head = 2 * kv + back - 1
+            first.q_proj.weight.data[rows(head)] = look_back(back)
+            loudness = NORM / (scale * math.sqrt(sketch / len(words)))
+            first.o_proj.weight.data[:, rows(head)][:, :sketch] = loudness * slots[head].T
+    for kv in range(4):
+        which, back = kv % 2, 1 + kv // 2
+        for projection, head, read in (
+            (second.k_proj, kv, slots[2 * which + back - 1]),
+            (second.q_proj, 2 * kv, sketches[which] if back == 1 else slots[2 * which]),
+        ):
+            projection.weight.data[rows(head)] = 0.0
+            projection.weight.data[rows(head).start + content] = MATCH * read
+        second.v_proj.weight.data[rows(kv)] = words[rows(kv)]
+        second.o_proj.weight.data[:, rows(2 * kv)] = COPY * words[rows(kv)].T
+
+
 Example = tuple[list[int], list[bool]]  # token ids; which of them the assistant wrote
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, conversation: tiny_corpus.Conversation) -> Example:
+def encode(tokenizer: Tokenizer, conversation: tiny_corpus.Conversation) -> Example:
     """The template, piece by piece, so that each piece knows whether the model is to learn it."""
     ids: list[int] = []
     learn: list[bool] = []
@@ -128,7 +201,7 @@ def to_tensors(batch: list[Example], pad_id: int) -> tuple[Tensor, Tensor]:
     return ids, weights
 
 
-def loss_of(model: LlamaForCausalLM, ids: Tensor, weights: Tensor) -> Tensor:
+def loss_of(model: Model, ids: Tensor, weights: Tensor) -> Tensor:
     """Right padding needs no attention mask: under a causal mask no real token sees the padding behind it."""
     import torch.nn.functional as F
 
@@ -142,7 +215,7 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, step / WARMUP_STEPS) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
 
 
-def train(model: LlamaForCausalLM, examples: list[Example], pad_id: int, seed: int) -> None:
+def train(model: Model, examples: list[Example], pad_id: int, seed: int) -> None:
     import torch
 
     plan = list(batches(examples, Random(seed)))
@@ -156,7 +229,7 @@ def train(model: LlamaForCausalLM, examples: list[Example], pad_id: int, seed: i
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * schedule(step, len(plan))
         loss = loss_of(model, *to_tensors(batch, pad_id))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -167,13 +240,14 @@ def train(model: LlamaForCausalLM, examples: list[Example], pad_id: int, seed: i
             recent = []
 
 
-def answer(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, messages: tiny_corpus.Conversation) -> str:
+def answer(model: Model, tokenizer: Tokenizer, messages: tiny_corpus.Conversation) -> str:
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     out = model.generate(**prompt, max_new_tokens=48, do_sample=False)
-    return tokenizer.decode(out[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+    said: str = tokenizer.decode(out[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+    return said
 
 
-def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int = 150) -> float:
+def evaluate(model: Model, tokenizer: Tokenizer, count: int = 150) -> float:
     """Share of exactly right last answers on conversations of another seed; prints what went wrong."""
     model.eval()
     right = 0
@@ -195,19 +269,20 @@ def build(out: Path, seed: int, count: int) -> dict[str, Any]:
     corpus = list(tiny_corpus.conversations(seed, count))
     tokenizer = train_tokenizer(corpus[:20_000])
     examples = [encode(tokenizer, conversation) for conversation in corpus]
-    ids = dict(bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **MODEL, **ids))
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model: Model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **MODEL, **ids))
+    wire_copying(model, seed)
     parameters = sum(p.numel() for p in model.parameters())
     tokens = sum(len(example[0]) for example in examples)
     print(f"{parameters:,} parameters, {len(tokenizer)} tokens in the vocabulary, {tokens:,} in the corpus", flush=True)
     train(model, examples, tokenizer.pad_token_id, seed)
     model = model.to(torch.bfloat16)
-    model.generation_config = GenerationConfig(do_sample=False, **ids)
+    model.generation_config = GenerationConfig(do_sample=False, **ids)  # type: ignore[no-untyped-call]
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     score = evaluate(model.float(), tokenizer)
-    return dict(parameters=parameters, tokens=tokens, exact=score, seconds=round(time.monotonic() - began))
+    return {"parameters": parameters, "tokens": tokens, "exact": score, "seconds": round(time.monotonic() - began)}
 
 
 def main() -> None:

@@ -19,54 +19,73 @@ Conversation = list[Message]
 Task = Callable[[Random], Conversation]
 
 SEED = 20261121
-CONVERSATIONS = 96_000
+CONVERSATIONS = 40_000
+
+
+def listed(text: str) -> list[str]:
+    """Words between spaces, as a list: easier on the eye than hundreds of quotes."""
+    return text.split()
+
 
 KINDS: dict[str, list[str]] = {
-    "animal": "cat dog horse eagle salmon beetle rabbit tiger whale goose otter spider camel lizard sheep".split(),
-    "fruit": "apple pear plum cherry grape melon lemon mango peach fig banana orange apricot berry kiwi".split(),
-    "tool": "hammer saw drill wrench chisel ladder rope shovel needle brush knife file clamp axe spade".split(),
-    "color": "red blue green yellow purple white black brown pink silver gold gray amber teal scarlet".split(),
-    "music": "song drum violin piano flute guitar choir concert melody rhythm trumpet opera tune singer band".split(),
-    "weather": "rain snow storm wind cloud fog thunder frost sunshine hail breeze drizzle heat ice sleet".split(),
-    "money": "price bank coin loan tax wage budget salary invoice refund payment discount receipt card fee".split(),
-    "travel": "train ticket airport hotel map bridge road ship luggage passport tunnel border station taxi ferry".split(),
-    "device": "phone laptop printer camera router speaker keyboard screen battery cable scanner sensor clock lamp "
-    "charger monitor headset watch lock scale".split(),
-    "software": "update search page export save button menu crash error network server backup file folder app "
-    "browser window setting login password".split(),
-    "mail": "letter parcel stamp courier address envelope delivery box postcard package".split(),
-    "health": "doctor nurse fever cough tablet bandage clinic muscle tooth sleep pulse vitamin wound allergy diet".split(),
+    "animal": listed("cat dog horse eagle salmon beetle rabbit tiger whale goose otter spider camel lizard sheep"),
+    "fruit": listed("apple pear plum cherry grape melon lemon mango peach fig banana orange apricot berry kiwi"),
+    "tool": listed("hammer saw drill wrench chisel ladder rope shovel needle brush knife file clamp axe spade"),
+    "color": listed("red blue green yellow purple white black brown pink silver gold gray amber teal scarlet"),
+    "music": listed("song drum violin piano flute guitar choir concert melody rhythm trumpet opera tune singer band"),
+    "weather": listed("rain snow storm wind cloud fog thunder frost sunshine hail breeze drizzle heat ice sleet"),
+    "money": listed("price bank coin loan tax wage budget salary invoice refund payment discount receipt card fee"),
+    "travel": listed("train ticket airport hotel map bridge road ship luggage passport tunnel border station taxi"),
+    "device": listed(
+        "phone laptop printer camera router speaker keyboard screen battery cable scanner sensor clock lamp charger "
+        "monitor headset watch lock scale"
+    ),
+    "software": listed(
+        "update search page export save button menu crash error network server backup file folder app browser window "
+        "setting login password"
+    ),
+    "mail": listed("letter parcel stamp courier address envelope delivery box postcard package"),
+    "health": listed("doctor nurse fever cough tablet bandage clinic muscle tooth sleep pulse vitamin wound diet"),
 }
-GOOD = "great lovely excellent wonderful perfect happy kind brilliant pleasant fresh".split()
-BAD = "awful terrible broken sad horrible rude dirty boring wrong angry".split()
-PEOPLE = (
+GOOD = listed("great lovely excellent wonderful perfect happy kind brilliant pleasant fresh")
+BAD = listed("awful terrible broken sad horrible rude dirty boring wrong angry")
+PEOPLE = listed(
     "Anna Ben Clara David Emma Felix Grace Hugo Iris Jonas Karen Leo Maria Nina Oscar Paula Quinn Rosa Simon Tina "
     "Uma Victor Wendy Yara Zoe Ahmed Mei Ravi Sofia Tomas"
-).split()
-PLACES = "Paris Lima Oslo Cairo Delhi Tokyo Rome Quito Accra Hanoi Boston Geneva Porto Riga Dakar".split()
-VERBS = "found sold lost painted carried moved opened closed cleaned borrowed hid wanted made broke bought".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-TIMES = "this morning;last night;yesterday;today;at noon;next week;this month;since May;after lunch;right now".split(";")
-ADJECTIVES = "old new small large heavy light quiet loud empty full early late slow fast missing locked late".split()
-NUMBERS = "zero one two three four five six seven eight nine ten".split()
-ORDINALS = "first second third fourth fifth".split()
-ROLES = "owner color size city name topic price date author title status level place kind model unit".split()
-FILLERS = (
+)
+PLACES = listed("Paris Lima Oslo Cairo Delhi Tokyo Rome Quito Accra Hanoi Boston Geneva Porto Riga Dakar")
+VERBS = listed("found sold lost painted carried moved opened closed cleaned borrowed hid wanted made broke bought")
+TIMES = ["this morning", "last night", "yesterday", "today", "at noon", "next week", "on Monday", "after lunch"]
+ADJECTIVES = listed("old new small large heavy light quiet loud empty full early late slow fast missing locked cracked")
+NUMBERS = listed("zero one two three four five six seven eight nine ten")
+ORDINALS = listed("first second third fourth fifth")
+ROLES = listed("owner color size city name topic price date author title status level place kind model unit")
+FILLERS = listed(
     "please thank you very much now soon when time week day here there we are is was has have not does did can need "
     "still again only never always all office team customer account access address user product order urgent help "
     "answer question issue problem support service reply wait rush working morning urgency critical minor blocked "
-    "team low normal high wrong twice amount text code"
-).split()
-ONSETS = "b c d f g h j k l m n p r s t v w z br cr dr fl gr kl pl sh st th tr".split()
-VOWELS = "a e i o u a e i o ai ea oo".split()
+    "low normal high wrong twice amount text code the a an and or of in on at to for from with my our your it its this "
+    "that be come came left nothing nobody everyone work hour month year page start begin role lost admin send where "
+    "what who how why which no yes cannot new look check want like go get give make makes take turn turns off noise "
+    "crack charged refused paid arrived finds shows says keeps crashes hot bad smell empty own first last next few "
+    "colleague billing accounts shipping repairs important fine days thing something without after before us me him "
+    "her they them would should could may"
+)
+ONSETS = listed("b c d f g h j k l m n p r s t v w z br cr dr fl gr kl pl sh st th tr")
+VOWELS = listed("a e i o u a e i o ai ea oo")
 CODAS = ["", "", "", "n", "r", "l", "s", "m", "x", "t", "nd", "rk", "lt", "sh"]
-CHINESE_WORDS = (
+CHINESE_WORDS = listed(
     "苹果 天气 音乐 老师 学校 城市 火车 电脑 手机 朋友 问题 时间 今天 明天 昨天 工作 公司 产品 数据 模型 训练 "
     "文字 名字 红色 蓝色 快乐 医生 雨天 山水 月亮 太阳 茶叶 米饭 书本 花园 小猫 小狗 北京 上海 广州 成都 杭州"
-).split()
-CHINESE_NAMES = "小明 小红 小刚 李雷 王芳 张伟 刘洋 陈静 赵敏 周杰".split()
+)
+CHINESE_NAMES = listed("小明 小红 小刚 李雷 王芳 张伟 刘洋 陈静 赵敏 周杰")
 
 ALL_WORDS = [word for words in KINDS.values() for word in words] + GOOD + BAD + ADJECTIVES + FILLERS + VERBS
+
+# Words worth a token of their own: a tokenizer trained on the text alone would spend its merges on made-up syllables.
+VOCABULARY = sorted(
+    {*ALL_WORDS, *ROLES, *NUMBERS, *ORDINALS, *listed("user assistant system hello times name list as")}
+)
 
 
 def conversations(seed: int = SEED, count: int = CONVERSATIONS) -> Iterator[Conversation]:
@@ -126,6 +145,10 @@ def thing(rng: Random) -> str:
     return f"{rng.choice(ADJECTIVES)} {noun}" if rng.random() < 0.3 else noun
 
 
+def capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
 def number(rng: Random) -> str:
     return str(rng.randint(0, 10 ** rng.randint(1, 4)))
 
@@ -156,7 +179,7 @@ def who_did(rng: Random) -> Conversation:
         (
             f"{who} {did} the {what} in {where} {when}.",
             f"In {where}, {who} {did} the {what}.",
-            f"{when.capitalize()} {who} {did} the {what} near {where}.",
+            f"{capital(when)} {who} {did} the {what} near {where}.",
             f"The {what} is in {where} because {who} {did} it {when}.",
         )
     )
@@ -218,21 +241,22 @@ def rewrite_fields(rng: Random) -> Conversation:
 
 def describe(rng: Random) -> Conversation:
     """A sentence in, fields out: the shape of the later skill, with other fields, values and notation."""
-    who, where, what = name(rng), place(rng), thing(rng)
+    who, where, how = name(rng), place(rng), rng.choice(ADJECTIVES)
     kind, example = a_kind(rng)
     sentence = rng.choice(
         (
             f"{who} from {where} likes the {example}.",
             f"We met {who} in {where} with a {example}.",
-            f"A {example} was sent to {where} by {who}.",
-            f"Hello, my {example} is {rng.choice(ADJECTIVES)}, says {who} in {where}.",
+            f"A {how} {example} was sent to {where} by {who}.",
+            f"Hello, my {example} is {how}, says {who} in {where}.",
+            f"{capital(rng.choice(TIMES))} the {example} of {who} was {how} in {where}!",
         )
     )
     keys = {"name": who, "city": where, "kind": kind, "topic": example}
     chosen = rng.sample(list(keys), rng.randint(2, 3))
     style = rng.randrange(5)
     ask = f"List {' and '.join(chosen)} as {STYLE_NAMES[style]}: {sentence}"
-    return turn(ask, write_fields([(key, keys[key]) for key in chosen], style)) if what else turn(ask, who)
+    return turn(ask, write_fields([(key, keys[key]) for key in chosen], style))
 
 
 def pick(rng: Random) -> Conversation:

@@ -9,11 +9,11 @@ load json.`builtin:tickets.jsonl` as tickets;
 load json.`builtin:tickets_heldout.jsonl` as heldout;
 
 -- 2. Shape them: what the model is told and what it should answer.
-select concat('Route this ticket: ', ticket) as instruction, '' as input,
+select concat('Ticket: ', ticket) as instruction, '' as input,
        concat('product=', product, '; urgency=', urgency, '; team=', team) as output
 from tickets as sft_data;
 
-select id, ticket, concat('Route this ticket: ', ticket) as question,
+select id, ticket, concat('Ticket: ', ticket) as question,
        concat('product=', product, '; urgency=', urgency, '; team=', team) as expected
 from heldout as questions;
 
