@@ -34,6 +34,9 @@ class _Commands(click.Group):
             ctx.exit(130)
         except BrokenPipeError:
             ctx.exit(0)  # `byzer-ft run … | head`: the reader has seen enough
+        except OSError as error:
+            click.echo(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", err=True)
+            ctx.exit(1)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -47,7 +50,13 @@ def main() -> None:
 @click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", help="of the last result table"
 )
-@click.option("--rows", default=50, show_default=True, help="rows of the last table shown (table format)")
+@click.option(
+    "--rows",
+    type=click.IntRange(min=0),
+    default=50,
+    show_default=True,
+    help="rows of the last table shown (table format)",
+)
 def run(file: Path, form: str, rows: int) -> None:
     """Run the script FILE (- for standard input) and print its last result table."""
     from byzer_ft.session import Session

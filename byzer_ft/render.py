@@ -38,7 +38,7 @@ def table_text(table: pa.Table, *, max_rows: int = 50, width: int | None = None)
 
 def table_json(table: pa.Table) -> str:
     """One JSON array of objects. Dates are ISO 8601 texts, decimals texts, bytes base64; NaN and infinities null."""
-    return json.dumps([_plain(row) for row in table.to_pylist()], ensure_ascii=False)
+    return json.dumps([_plain(row) for row in table.to_pylist(maps_as_pydicts="lossy")], ensure_ascii=False)
 
 
 def progress_text(event: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ select id, ticket, expected, base_chat(question) as answer from questions as ans
 !byzerllm setup "num_gpus=1";
 run command as LLM.`` where pretrainedModelType="sft/auto" and localModelDir="builtin:tiny-chat"
 and inputTable="sft_data" and outputTable="ticket_helper" and detached="false"
-and `sft.int.num_train_epochs`="4"
+and `sft.int.num_train_epochs`="5"
 and `sft.int.per_device_train_batch_size`="8"
 and `sft.int.gradient_accumulation_steps`="1"
 and `sft.float.learning_rate`="3e-3"

@@ -5,6 +5,7 @@ A script of nothing but `set` opens none; one that only selects never starts Ray
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from byzer_ft.errors import AccessError
+from byzer_ft.errors import AccessError, ResourceError
 from byzer_ft.paths import PathGuard
 from byzer_ft.settings import Settings
 
@@ -50,8 +51,15 @@ class Rooms:
     def scratch(self) -> Path:
         """A directory for what this session computes; gone with it."""
         parent = self.settings.cache_root / "sessions"
-        parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="s-", dir=parent))
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            _remove_left_behind(parent)
+            return Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
+        except OSError as error:
+            raise ResourceError(
+                f"the home {self.settings.home} cannot be written: {error.strerror or error}",
+                hint="set BYZER_FT_HOME to a directory of yours",
+            ) from None
 
     @cached_property
     def engine(self) -> SparkEngine:
@@ -101,3 +109,11 @@ class Rooms:
                 getattr(self, name).close()
         if self.opened("scratch"):
             shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def _remove_left_behind(parent: Path) -> None:
+    """Removes the directories of sessions whose process was killed: their names begin with its id."""
+    for path in parent.iterdir():
+        pid = path.name.partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc").exists():
+            shutil.rmtree(path, ignore_errors=True)

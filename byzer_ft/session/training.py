@@ -190,7 +190,11 @@ class Trainer:
         private = self._rooms.cluster.private
         self._rooms.notice(
             f"stopped waiting; job {row.name} goes on"
-            + (" while this process lives (its Ray is private: leaving stops it)" if private else "")
+            + (
+                " while this process lives: its Ray is private, so leaving stops it, and the process waits"
+                if private
+                else ""
+            )
             + f". Ctrl-C again within {SECOND_INTERRUPT_SECONDS:.0f} seconds stops the job."
         )
         try:
@@ -211,6 +215,7 @@ class Trainer:
         """At the end of a session on a private cluster: waits for all jobs that would die with it."""
         if not (self._rooms.opened("cluster") and self._rooms.cluster.private):
             return
+        interrupted: Cancelled | None = None
         for row in self._rooms.catalog.jobs():
             if not row.active:
                 continue
@@ -223,6 +228,10 @@ class Trainer:
                 self._rooms.notice(f"job {row.name} succeeded: {self._final(row)}")
             except JobError as error:
                 self._rooms.notice(error.render())
+            except Cancelled as error:
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted
 
     # -------------------------------------------------------------------------------------------------------- plumbing
 

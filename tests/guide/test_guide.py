@@ -76,13 +76,22 @@ select llm_response_predict(q) as content from q1 as out;
 """
 
 PLAIN = """
-load json.`{questions}` as questions;
-select llama2_chat(instruction) as answer from questions as out;
+load json.`{questions}` as sft_data;
+select llama2_chat(instruction) as answer from sft_data as out;
+"""
+
+RECONNECT = """
+run command as LLM.`` where action="infer" and reconnect="true" and pretrainedModelType="custom/llama2"
+and udfName="llama2_chat";
 """
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The guide's own 33 rows where they lie beside the checkout, else 33 that are as long."""
+    own = Path(__file__).parents[3] / "shared" / "data" / "firefly_dummy_data.jsonl"
+    if own.is_file():
+        return own
     made = moss_rows(turn_words=(160, 260))
     return write_jsonl(tmp_path_factory.mktemp("guide") / "firefly_dummy_data.jsonl", made)
 
@@ -116,9 +125,13 @@ def session(home: Path, ray_cluster: str, lines: Lines) -> Iterator[Session]:
 def test_the_first_script_trains_and_its_model_is_deployed_and_asked(
     session: Session, lines: Lines, tmp_path: Path, rows: Path, tiny_llama: Path
 ) -> None:
+    import ray
+
     names = {"rows": rows, "jobs": tmp_path / "sft" / "jobs", "model": tiny_llama}
     job = session.sql((LOAD + FIRST).format(**names))
     assert job.job and job.job.startswith("sft-")
+    actor = {"name": job.job, "namespace": f"byzer_ft.{session.settings.owner}"}
+    assert actor in ray.util.list_named_actors(all_namespaces=True)
     assert any("4" in n and "GPU" in n and "CPU" in n for n in lines.notices), lines.notices
     events = list(job)
     said = [str(e.get("text")) for e in events if e["event"] == "line"]
@@ -142,7 +155,7 @@ def test_the_first_script_trains_and_its_model_is_deployed_and_asked(
     assert json.loads((Path(row["directory"]) / "result.json").read_text("utf-8"))["state"] == "succeeded"
 
     session.sql(DEPLOY.format(jobs=tmp_path, final=final))
-    content = session.sql(ASK).rows()
+    content = session.sql(RECONNECT + ASK).rows()
     assert len(content) == 1 and isinstance(content[0]["content"], str)
 
     questions = [{"instruction": "请问我是谁？"}, {"instruction": None}, {"instruction": "x"}, {"instruction": "x"}]
@@ -165,3 +178,13 @@ def test_the_second_script_goes_through_the_lake(
         'and udfName="tuned_chat" and modelTable="tuned" and max_new_tokens="4";'
     )
     assert len(session.sql("select tuned_chat('你好') as a as out;").rows()) == 1
+    before = session.sql("!show functions;").rows()[0]["application"]
+    # The same function on another base: another application, and the old one goes.
+    session.sql(
+        'run command as LLM.`` where action="infer" and pretrainedModelType="custom/auto" '
+        'and udfName="tuned_chat" and localModelDir="builtin:tiny-chat" and max_new_tokens="4";'
+    )
+    assert len(session.sql("select tuned_chat('hello') as a as out;").rows()) == 1
+    after = session.sql("!show functions;").rows()[0]["application"]
+    standing = session._rooms.serving.status()
+    assert after != before and after in standing and before not in standing
