@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from byzer_ft.settings import Settings
 
 _NAME = re.compile(r"^[\w-]+$")
+# How a table that holds the versions of a model is known; it is written by another room.
+_MODEL_COLUMNS = frozenset({"version", "path", "part", "offset", "size", "hash", "value"})
+_MODEL_DESCRIPTION = "byzer_ft model table"
 
 
 def address(
@@ -65,6 +68,21 @@ def open_version(uri: str, options: LoadOptions, settings: Settings, guard: Path
         raise DataError(f"delta table `{shown}` cannot be opened: {str(error).splitlines()[0]}") from None
     _check_files(table, uri, settings, guard)
     return table, table.version()
+
+
+def holds_models(uri: str) -> bool:
+    """Whether the delta table at `uri` holds a model rather than rows of a user."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
+
+    try:
+        table = DeltaTable(uri)
+        metadata = table.metadata()
+        columns = {f.name for f in table.schema().fields}
+    except DeltaError:
+        return False  # the save itself will say why it cannot be opened
+    described = (metadata.description or "").startswith(_MODEL_DESCRIPTION)
+    return described or (columns >= _MODEL_COLUMNS and metadata.partition_columns == ["version"])
 
 
 def _check_files(table: Any, uri: str, settings: Settings, guard: PathGuard) -> None:

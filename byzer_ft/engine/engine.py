@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from byzer_ft.engine import deltas, references
+from byzer_ft.engine import deltas, nesting, references
 from byzer_ft.engine.built_ins import BUILT_INS
 from byzer_ft.engine.files import expand
 from byzer_ft.engine.models import Models
@@ -92,10 +92,11 @@ class SparkEngine:
         """Makes a view of a select. Computed now only where reading it twice would differ, or ask a model twice."""
         from byzer_ft.engine.llm_map import calls_models, rewrite_built_ins
 
-        with self._lock, _at(intent.span):
+        with self._lock, _at(intent.span), _not_too_deep(intent.span):
             select = self._vetted(intent)
             functions = models.functions() if models is not None else frozenset()
             if select.tree is None:
+                self._refuse_deep(select, functions, intent.span)
                 self._refuse_unread_calls(select, functions)
                 self._keep_or_view(intent, select.text, select, self.views(), functions)
                 return
@@ -319,6 +320,8 @@ class SparkEngine:
 
     def _vetted(self, intent: Query) -> Select:
         select = references.read(intent.body, intent.span)
+        if select.deep and self._guard.roots is not None:
+            raise nesting.too_deep(intent.span)
         if select.tree is None and self._guard.roots is not None:
             raise SqlError(
                 f"the query cannot be read: {select.problem}",
@@ -327,6 +330,12 @@ class SparkEngine:
         if select.tree is None and not re.match(r"(select|with|from|values)\b|\(", select.text.lstrip(), re.IGNORECASE):
             raise SqlError(f"the query cannot be read: {select.problem}", hint="a query begins with select")
         return select
+
+    def _refuse_deep(self, select: Select, functions: frozenset[str], span: Span | None) -> None:
+        """The engine follows deeper than we can; it may, where nothing in the query needs us."""
+        ours = {*functions, *BUILT_INS}
+        if select.deep and (references.may_name_files(select.text) or select.words & {f.lower() for f in ours}):
+            raise nesting.too_deep(span)
 
     def _refuse_unread_calls(self, select: Select, functions: frozenset[str]) -> None:
         called = sorted(w for w in functions if re.search(rf"\b{re.escape(w)}\s*\(", select.text, re.IGNORECASE))
@@ -502,6 +511,14 @@ def _at(span: Span | None) -> Iterator[None]:
         yield
     except ByzerError as error:
         raise error.at(span) from None
+
+
+@contextmanager
+def _not_too_deep(span: Span | None) -> Iterator[None]:
+    try:
+        yield
+    except RecursionError:
+        raise nesting.too_deep(span) from None
 
 
 @contextmanager

@@ -6,10 +6,12 @@ readers open. What sqlglot cannot read is not waved through unless the caller sa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from byzer_ft.engine import nesting
 from byzer_ft.errors import AccessError, NotSupportedError, Span, SqlError
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class Select:
     tree: exp.Expr | None
     tables: tuple[Reference, ...]
     problem: str | None = None
+    deep: bool = False  # not read because it is nested deeper than sqlglot can follow
 
     @property
     def words(self) -> frozenset[str]:
@@ -57,10 +60,13 @@ def read(body: str, span: Span | None = None) -> Select:
     import sqlglot
     from sqlglot.errors import SqlglotError
 
+    nesting.check(body, span)
     try:
         text = without_comments(body)
         trees = [t for t in sqlglot.parse(text, dialect="spark", error_level=sqlglot.ErrorLevel.RAISE) if t is not None]
-    except (SqlglotError, RecursionError) as error:
+    except RecursionError:
+        return Select(body, None, (), "it is nested too deeply", deep=True)
+    except SqlglotError as error:
         return Select(body, None, (), _reason(error))
     if len(trees) != 1:
         raise SqlError(
@@ -80,6 +86,11 @@ def references(body: str) -> list[str]:
     except (SqlError, NotSupportedError, AccessError):
         return []
     return list(dict.fromkeys(r.name for r in select.tables if r.format is None))
+
+
+def may_name_files(text: str) -> bool:
+    """Whether a text that could not be read may name a file: said too often rather than too seldom."""
+    return re.search(rf"\b({'|'.join(FILE_FORMATS)})`?\s*\.", text, re.IGNORECASE) is not None
 
 
 def without_comments(body: str) -> str:

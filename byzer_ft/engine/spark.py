@@ -9,10 +9,12 @@ import contextlib
 import importlib.util
 import os
 import re
+import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from byzer_ft.errors import (
     ByzerError,
@@ -29,14 +31,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # Read by Sail when it starts. An idle session would be dropped with its views after 900 s. One partition keeps the
-# order of rows through scans and filters, which people who look at their data expect.
+# order of rows through scans and filters, which people who look at their data expect. Its parser and planner recurse:
+# with the stacks of 2 MiB that it takes by default, a thousand terms end the process. Unused stack costs no memory.
 SAIL = {
     "SAIL_SPARK__SESSION_TIMEOUT_SECS": str(10 * 365 * 24 * 3600),
     "SAIL_EXECUTION__DEFAULT_PARALLELISM": "1",
+    "SAIL_RUNTIME__STACK_SIZE": str(256 << 20),
     "RUST_LOG": "off",
 }
 NOTICE_LIMIT = 300
 INTERRUPT_SECONDS = 3.0
+CONNECT_SECONDS = 5.0
+CONNECT_PORT = 15002  # of a Spark Connect server, where its address names none
 
 
 class Spark:
@@ -49,16 +55,16 @@ class Spark:
             warnings.simplefilter("ignore", FutureWarning)  # pyspark about pandas 3
             warnings.simplefilter("ignore", DeprecationWarning)
             _find_pyspark()
-            self._url = engine if engine.startswith("sc://") else self._start()
+            given = engine.startswith("sc://")
+            if given:
+                _check_listening(engine)  # pyspark would try again for minutes without a word
+            self._url = engine if given else self._start()
             url = self._url
             try:
                 self.session: Any = self._connect(url)
             except Exception as error:
                 self.stop()
-                raise ResourceError(
-                    f"no Spark Connect server answers at {url}: {_first_line(error)}",
-                    hint="start it, or unset BYZER_FT_ENGINE for the embedded one",
-                ) from None
+                raise _no_server(url, _first_line(error)) from None
 
     @staticmethod
     def _connect(url: str) -> Any:
@@ -159,6 +165,28 @@ class Spark:
 def _quietly(call: Callable[[], object]) -> None:
     with contextlib.suppress(Exception):
         call()
+
+
+def _check_listening(url: str) -> None:
+    address = urlsplit(url)
+    try:
+        host, port = address.hostname, address.port or CONNECT_PORT
+        if not host:
+            raise ValueError("the address names no host")
+        with socket.create_connection((host, port), timeout=CONNECT_SECONDS):
+            pass
+    except TimeoutError:
+        raise _no_server(url, f"no connection within {CONNECT_SECONDS:g} seconds") from None
+    except (OSError, ValueError) as error:
+        raise _no_server(url, getattr(error, "strerror", None) or str(error)) from None
+
+
+def _no_server(url: str, reason: str) -> ResourceError:
+    shown = re.sub(r"//[^/]*@", "//", url.partition("/;")[0])  # the rest may hold a password or a token
+    return ResourceError(
+        f"no Spark Connect server answers at {shown}: {reason}",
+        hint="start it, correct BYZER_FT_ENGINE (sc://host:port), or unset it for the embedded engine",
+    )
 
 
 def _find_pyspark() -> None:

@@ -34,7 +34,11 @@ if TYPE_CHECKING:
     from byzer_ft.intents import SaveTable
 
 FORMATS = ("delta", "parquet", "json", "csv")
-_DATA = re.compile(r"(\.(json|jsonl|ndjson|csv|tsv|txt|parquet|crc)(\.(gz|zst|bz2|snappy))?|^_SUCCESS|^_committed.*)$")
+# What a save of a table, ours or Spark's, leaves in a folder: nothing else may be deleted by overwriting it.
+_PART = r"part-(\d+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})([-_.][\w.-]*)?"
+_MARKER = r"_(SUCCESS|committed_\w+|started_\w+)"
+_WRITTEN = re.compile(rf"{_PART}|{_MARKER}|\.({_PART}|{_MARKER})\.crc")
+_PARTITION = re.compile(r"[^=]+=.*", re.DOTALL)
 
 
 def save(engine: SparkEngine, intent: SaveTable, view: View) -> str:
@@ -87,6 +91,12 @@ def _save_delta(engine: SparkEngine, intent: SaveTable, view: View, partitions: 
     exists = DeltaTable.is_deltatable(uri)
     if not exists and local and Path(uri).exists() and (Path(uri).is_file() or any(Path(uri).iterdir())):
         raise ConflictError(f"{shown}: {uri} exists and is not a delta table", hint="choose another path, or move it")
+    if exists and intent.mode != "ignore" and deltas.holds_models(uri):
+        raise ConflictError(
+            f"{shown} holds a model, not a table",
+            hint="choose another name; a model is saved there as model.`…`",
+            span=intent.span,
+        )
     if exists and intent.mode == "errorifexists":
         raise ConflictError(
             f"{shown} exists", hint=f"save overwrite {view.name} as …, or append, or ignore", span=intent.span
@@ -199,32 +209,33 @@ def _target(engine: SparkEngine, intent: SaveTable, fmt: str) -> str:
 
 
 def _check_replaceable(target: Path, shown: str, engine: SparkEngine, mode: str) -> None:
-    """Overwriting deletes: only what looks like data may go, never a home or a root."""
+    """Overwriting deletes: only what the save of a table wrote may go, never a home or a root."""
     roots = engine.guard.roots or ()
     keep = {Path.home(), Path.cwd(), Path(engine.settings.home), *roots}
     if any(target == k or target in k.parents for k in (Path(os.path.realpath(p)) for p in keep)):
         raise AccessError(
             f"{shown} is or contains a folder that must not be replaced", hint="save to a folder of its own"
         )
-    if target.is_file():
-        if mode == "append":
-            raise ConflictError(f"{shown} is a file; only a folder can be appended to")
-        if not _DATA.search(target.name):
-            raise ConflictError(f"{shown} is a file that does not look like data", hint="choose another path")
-        return
+    if not target.is_dir():
+        raise ConflictError(f"{shown} is a file; a table is saved as a folder of files", hint="choose a folder")
     if (target / "_delta_log").exists():
         raise ConflictError(f"{shown} is a delta table", hint='save it as delta with where mode="path"')
-    strange = [p.name for p in target.iterdir() if not _is_data(p)]
-    if strange and mode == "overwrite":
+    strange = list(_strange(target)) if mode == "overwrite" else []
+    if strange:
+        found = listing((str(p.relative_to(target)) for p in strange), limit=5)
         raise ConflictError(
-            f"{shown} holds other things than data: {listing(strange, limit=5)}", hint="choose another folder"
+            f"{shown} holds what no save of a table wrote, and overwriting would delete it: {found}",
+            hint="choose another folder, or move these away",
         )
 
 
-def _is_data(path: Path) -> bool:
-    if path.is_dir() and not path.is_symlink():
-        return "=" in path.name and all(_is_data(p) for p in path.iterdir())
-    return bool(_DATA.search(path.name))
+def _strange(folder: Path) -> Iterator[Path]:
+    """What stands in a folder, partitions included, and is not known to come from the save of a table."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink() and _PARTITION.fullmatch(path.name):
+            yield from _strange(path)
+        elif path.is_dir() or not _WRITTEN.fullmatch(path.name):
+            yield path
 
 
 def _write(engine: SparkEngine, intent: SaveTable, view: View, fmt: str, partitions: list[str], folder: Path) -> int:
@@ -346,10 +357,7 @@ def _swap(temporary: Path, target: Path, engine: SparkEngine) -> None:
         old.rename(target)
         raise
     _rescue(engine, target, old)
-    if old.is_dir():
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        old.unlink(missing_ok=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _rescue(engine: SparkEngine, target: Path, old: Path) -> None:
@@ -357,12 +365,9 @@ def _rescue(engine: SparkEngine, target: Path, old: Path) -> None:
     folders = {f for view in engine.views() if view.inputs for f in view.folders}
     for link in (p for folder in folders for p in folder.iterdir() if p.is_symlink()):
         meant = Path(os.readlink(link))
-        if meant == target:
-            kept = old
-        elif target in meant.parents:
-            kept = old / meant.relative_to(target)
-        else:
+        if target not in meant.parents:
             continue
+        kept = old / meant.relative_to(target)
         copy = link.with_name(f".{link.name}.copy")
         try:
             os.link(kept, copy)

@@ -190,11 +190,7 @@ class Trainer:
         private = self._rooms.cluster.private
         self._rooms.notice(
             f"stopped waiting; job {row.name} goes on"
-            + (
-                " while this process lives: its Ray is private, so leaving stops it, and the process waits"
-                if private
-                else ""
-            )
+            + (" while this process lives (its Ray is private: leaving stops it)" if private else "")
             + f". Ctrl-C again within {SECOND_INTERRUPT_SECONDS:.0f} seconds stops the job."
         )
         try:

@@ -209,6 +209,11 @@ def _save(c: _Cursor) -> Statement:
     token = c.peek()
     if token is not None and token.is_word(*MODES):
         c.fail(f"`{token.text}` stands before the table", hint=f"write: save {token.text} {_short(table.value)} as …")
+    if token is not None and token.kind in (WORD, QUOTED) and not token.is_word("as"):
+        first = c.tokens[c.at - 1]
+        near = did_you_mean(first.text, MODES) if first.kind == WORD else None
+        if near is not None:
+            c.fail(f"unknown save mode `{_short(first.text)}`", hint=near, token=first)
     _as(c, "save", example)
     format, path = _source(c, "save", example)
     options = _options(c)
@@ -237,10 +242,12 @@ def _select(c: _Cursor) -> Statement:
     if not before.is_word("as") or name.kind not in (WORD, QUOTED):
         if name.kind == WORD and any(t.is_word("as") for t in tokens[-4:-1]):
             _refuse_odd_name(c)
+        _refuse_unclosed(c)
         c.fail("the select has no result table: `as name` is missing at its end", hint=example, token=name)
     if len(tokens) == 3:
         c.fail("`select` selects nothing", hint=example, token=tokens[0])
     if _names_a_column(tokens):
+        _refuse_unclosed(c)
         c.fail(
             f"`as {name.text}` names the column here: the result table is missing",
             hint=f"add its name: … as {name.text} as result;",
@@ -248,6 +255,19 @@ def _select(c: _Cursor) -> Statement:
         )
     table = _checked_name(c, name, "a table name")
     return Select(c.whole(), c.part(tokens[0], tokens[-3]), table)
+
+
+def _refuse_unclosed(c: _Cursor) -> None:
+    """Of a query that is wrong anyway: a bracket without its end is why."""
+    opened: list[Token] = []
+    for token in c.tokens:
+        if token.kind == PUNCT and token.text in ("(", "["):
+            opened.append(token)
+        elif token.kind == PUNCT and token.text in (")", "]") and opened:
+            opened.pop()
+    if opened:
+        count = f" ({len(opened)} are open)" if len(opened) > 1 else ""
+        c.fail(f"`{opened[-1].text}` is never closed{count}", token=opened[-1])
 
 
 def _refuse_odd_name(c: _Cursor) -> None:

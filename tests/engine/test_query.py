@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +11,15 @@ import pyarrow as pa
 import pytest
 
 from byzer_ft.engine import references
-from byzer_ft.errors import Cancelled, EngineError, NotFoundError, NotSupportedError, ScriptError, SqlError
+from byzer_ft.errors import (
+    Cancelled,
+    EngineError,
+    NotFoundError,
+    NotSupportedError,
+    ResourceError,
+    ScriptError,
+    SqlError,
+)
 from tests.engine.conftest import Desk
 
 
@@ -168,6 +177,22 @@ def test_a_server_of_ones_own(make_desk: Callable[..., Desk], desk: Desk) -> Non
         desk.query("select * from mine")
     remote.engine.close()
     assert desk.query("select 1 as a") == [{"a": 1}]
+
+
+def test_a_server_that_is_not_there(make_desk: Callable[..., Desk]) -> None:
+    """Said at once, with the address and without what may be a token; pyspark would try again for minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    for address, shown in [
+        (f"sc://127.0.0.1:{port}/;token=secret", f"sc://127.0.0.1:{port}: "),
+        (f"sc://user:secret@127.0.0.1:{port}", f"sc://127.0.0.1:{port}: "),
+        ("sc:///x", "sc:///x: the address names no host"),
+        ("sc://localhost:port", "sc://localhost:port: "),
+    ]:
+        with pytest.raises(ResourceError, match="no Spark Connect server answers at") as caught:
+            make_desk(engine=address).query("select 1 as a")
+        assert shown in caught.value.message and "secret" not in caught.value.render()
+        assert "BYZER_FT_ENGINE" in str(caught.value.hint)
 
 
 def test_close_leaves_nothing(make_desk: Callable[..., Desk]) -> None:

@@ -106,7 +106,7 @@ def test_nested_values(desk: Desk) -> None:
 
 def test_overwrite_deletes_only_data(desk: Desk) -> None:
     desk.write("home/notes.md", "mine")
-    with pytest.raises(ConflictError, match="other things than data: notes.md"):
+    with pytest.raises(ConflictError, match="would delete it: notes.md"):
         desk.save("n", "json", desk.folder / "home", "overwrite")
     with pytest.raises(AccessError, match="must not be replaced"):
         desk.save("n", "json", "/", "overwrite")
@@ -114,6 +114,59 @@ def test_overwrite_deletes_only_data(desk: Desk) -> None:
         desk.save("n", "orc", desk.folder / "x")
     with pytest.raises(OptionError, match="`sep` has no effect on json"):
         desk.save("n", "json", desk.folder / "x", sep=";")
+
+
+STRANGERS = ["secret.txt", "s.jsonl", "mine.csv", "data.parquet", "party.json", "part-list.csv", "x.crc", "k=a/s.txt"]
+
+
+@pytest.mark.parametrize("name", [*STRANGERS, "part-00000/x.json", ".hidden", "_delta_logs/x", "manifest.json"])
+def test_overwrite_refuses_what_no_save_wrote(desk: Desk, name: str) -> None:
+    """Even beside files of a save, and in a folder of a partition."""
+    path = desk.folder / "p"
+    desk.save("n", "json", path, partition_by=["k"])
+    desk.write(f"p/{name}", "mine")
+    before = sorted(p for p in path.rglob("*"))
+    with pytest.raises(ConflictError, match="would delete it") as caught:
+        desk.save("n", "json", path, "overwrite")
+    assert name.removesuffix("/x").removesuffix("/x.json") in caught.value.message
+    assert "choose another folder" in str(caught.value.hint)
+    assert sorted(p for p in path.rglob("*")) == before and (path / name).read_text() == "mine"
+    desk.save("n", "json", path, "append")
+    assert (path / name).read_text() == "mine"
+
+
+def test_overwrite_replaces_what_spark_wrote(desk: Desk) -> None:
+    part = "part-00000-6e3f2a10-7c1d-4b6e-9a55-0f1e2d3c4b5a-c000.snappy.parquet"
+    for name in ("_SUCCESS", "._SUCCESS.crc", f".{part}.crc", part, "_committed_12", "part-00001", f"k=a b/{part}"):
+        desk.write(f"spark/{name}", "old")
+    desk.save("n", "parquet", desk.folder / "spark", "overwrite")
+    assert len(list((desk.folder / "spark").iterdir())) == 1
+    assert [r["v"] for r in desk.load("parquet", desk.folder / "spark")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("mode", ["overwrite", "append", "errorifexists"])
+def test_a_file_is_never_replaced_by_a_folder(desk: Desk, mode: str) -> None:
+    file = desk.write("t.jsonl", '{"v": 7}\n')
+    desk.load("json", file, "loaded")
+    with pytest.raises(ConflictError, match="exists" if mode == "errorifexists" else "is a file") as caught:
+        desk.save("loaded", "json", file, mode)
+    assert mode == "errorifexists" or caught.value.hint == "choose a folder"
+    assert file.read_text() == '{"v": 7}\n' and [p.name for p in desk.folder.iterdir()] == ["t.jsonl"]
+
+
+@pytest.mark.parametrize("mode", ["overwrite", "append", "errorifexists"])
+def test_a_table_is_not_saved_over_a_model(desk: Desk, mode: str) -> None:
+    from byzer_ft.lake import ModelMeta, read_version, save_model
+
+    model = desk.write("model/config.json", "{}").parent
+    settings = desk.engine.settings
+    uri = f"{settings.lake_root}/{settings.owner}/db/model_{mode}"
+    saved = save_model(model, uri, "append", ModelMeta(kind="full"))
+    with pytest.raises(ConflictError, match="holds a model") as caught:
+        desk.save("n", "delta", f"db.model_{mode}", mode)
+    assert "choose another name" in str(caught.value.hint)
+    assert read_version(uri) == saved
+    assert "left as it is" in desk.save("n", "delta", f"db.model_{mode}", "ignore")
 
 
 def test_stage_writes_the_manifest_last(desk: Desk) -> None:

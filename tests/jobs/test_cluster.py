@@ -97,6 +97,7 @@ def _gone(processes: list[Any]) -> bool:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_home_has_one_cluster_which_ends_with_the_process_that_started_it(home: Path) -> None:
     assert running(home) is None
     first = _Session(home)
@@ -131,6 +132,7 @@ def test_a_home_has_one_cluster_which_ends_with_the_process_that_started_it(home
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_killed_session_leaves_nothing_in_the_way_of_a_background_cluster(home: Path) -> None:
     killed = _Session(home)
     killed.answer()

@@ -16,6 +16,7 @@ from byzer_ft.jobs import Cluster, JobSpec, start_job
 
 @pytest.mark.ray
 @pytest.mark.torch
+@pytest.mark.slow
 def test_two_workers_train_an_adapter(
     rooms: tuple[Cluster, Catalog, Path], tiny_llama: Path, moss_rows: list[dict[str, Any]]
 ) -> None:

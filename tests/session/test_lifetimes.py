@@ -116,6 +116,22 @@ def test_two_interrupts_stop_the_job(script: Path, home: Path) -> None:
     assert _state(home) == "stopped" and _gone(home)
 
 
+def test_one_interrupt_stops_waiting_and_a_private_ray_keeps_the_process_until_the_next(
+    script: Path, home: Path
+) -> None:
+    running = _start("run", str(_filled(script, detached=False, steps=100_000)))
+    _wait_for(home, "running")
+    time.sleep(2)
+    os.kill(running.pid, signal.SIGINT)
+    time.sleep(9)  # past the five seconds in which a second one would have stopped the job
+    assert running.poll() is None and _state(home) == "running"
+    os.kill(running.pid, signal.SIGINT)
+    _, err = running.communicate(timeout=120)
+    assert running.returncode == 130 and "Traceback" not in err, err
+    assert "no longer waiting" in err or "waiting for detached job life" in err
+    assert _state(home) == "stopped" and _gone(home)
+
+
 def test_a_background_ray_outlives_the_script_and_its_jobs_are_found_again(script: Path, home: Path) -> None:
     started = subprocess.run(
         [sys.executable, "-m", "byzer_ft.cli", "start"], capture_output=True, text=True, timeout=120

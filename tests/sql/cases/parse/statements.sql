@@ -104,6 +104,23 @@ save t overwrite as json.`/a`;
 -- > error 1:8 `overwrite` stands before the table
 -- > hint write: save overwrite t as …
 
+-- # a mode misspelt; a table of such a name is no mode
+save overwrit t as json.`/a`; save overwrit as json.`/a`;
+-- > error 1:6 unknown save mode `overwrit`
+-- > hint did you mean `overwrite`?
+
+-- # a table that is named like a mode
+save overwrit as json.`/a`; save append appen as json.`/a`;
+-- > {"kind": "save", "table": "overwrit"}
+-- > {"kind": "save", "mode": "append", "table": "appen"}
+
+-- # a bracket without its end is what is wrong, not the name
+select (((((1 as x as t;
+select count(1 from t where [1;
+select (1) as x as t;
+-- > error 1:12 `(` is never closed (5 are open)
+-- > error 2:29 `[` is never closed (2 are open)
+
 -- # a missing semicolon
 load json.`/a` as t
 select 1 as a as b;
