@@ -6,8 +6,10 @@ Directories are written beside their target and renamed; Delta commits. Knows no
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 FORMATS = ("delta", "parquet", "json", "csv")
 # What a save of a table, ours or Spark's, leaves in a folder: nothing else may be deleted by overwriting it.
 _PART = r"part-(\d+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})([-_.][\w.-]*)?"
+_COMMIT_TRIES = 20
 _MARKER = r"_(SUCCESS|committed_\w+|started_\w+)"
 _WRITTEN = re.compile(rf"{_PART}|{_MARKER}|\.({_PART}|{_MARKER})\.crc")
 _PARTITION = re.compile(r"[^=]+=.*", re.DOTALL)
@@ -82,7 +85,21 @@ def _check_options(fmt: str, intent: SaveTable) -> None:
 
 
 def _save_delta(engine: SparkEngine, intent: SaveTable, view: View, partitions: list[str]) -> str:
+    """One commit; when another writer's came first, everything is looked at again and tried again."""
+    from deltalake.exceptions import CommitFailedError
+
+    for _ in range(_COMMIT_TRIES):
+        try:
+            return _try_delta(engine, intent, view, partitions)
+        except CommitFailedError as error:
+            failed = error
+            time.sleep(random.uniform(0.05, 0.5))
+    raise _storage_error(f"delta.`{intent.path}`", failed)
+
+
+def _try_delta(engine: SparkEngine, intent: SaveTable, view: View, partitions: list[str]) -> str:
     from deltalake import DeltaTable, write_deltalake
+    from deltalake.exceptions import CommitFailedError
 
     by_path = intent.options.mode == "path"
     uri = deltas.address(engine.settings, engine.guard, intent.path, by_path, intent.span, write=True)
@@ -129,8 +146,10 @@ def _save_delta(engine: SparkEngine, intent: SaveTable, view: View, partitions: 
             partition_by=partition or None,
             description=intent.options.comment,
         )
+    except CommitFailedError:
+        raise  # another writer's table stands there now
     except (Exception, pyo3_panic()) as error:
-        if local and not exists:
+        if local and not exists and not DeltaTable.is_deltatable(uri):
             shutil.rmtree(uri, ignore_errors=True)
         raise _storage_error(shown, error) from None
     version = DeltaTable(uri).version()

@@ -65,7 +65,7 @@ with c as (select x from t where id < 3), d as (select up(x) y from c) select sh
 -- rows: [["A!"], ["B!"]]
 -- asked: [["up", ["a", "b"]], ["shout", ["A", "B"]]]
 
-select up(x) y from t where id = 1 union all select shout(x) from t where id = 2
+select up(x) y from t where id = 1 union all select shout(x) from t where id = 2 order by y
 -- rows: [["A"], ["b!"]]
 -- asked: [["up", ["a"]], ["shout", ["b"]]]
 
