@@ -54,7 +54,7 @@ class Spark:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # pyspark about pandas 3
             warnings.simplefilter("ignore", DeprecationWarning)
-            _find_pyspark()
+            _prepare_pyspark()
             given = engine.startswith("sc://")
             if given:
                 _check_listening(engine)  # pyspark would try again for minutes without a word
@@ -189,8 +189,11 @@ def _no_server(url: str, reason: str) -> ResourceError:
     )
 
 
-def _find_pyspark() -> None:
-    """pyspark ends the process when it finds no Spark beside the program, even where it needs none."""
+def _prepare_pyspark() -> None:
+    """What pyspark and its gRPC read when they are imported."""
+    # gRPC's fork handlers abort one child in seven while a channel is open: Ray's processes, forked, would never start.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    # pyspark ends the process when it finds no Spark beside the program, even where it needs none.
     found = importlib.util.find_spec("pyspark")
     if found is not None and found.submodule_search_locations:
         os.environ.setdefault("SPARK_HOME", list(found.submodule_search_locations)[0])

@@ -273,6 +273,7 @@ def _prepare_environment() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_TRAIN_V2_ENABLED": "1",
+        "GRPC_ENABLE_FORK_SUPPORT": "0",  # see engine/spark.py: its fork handlers abort one child in seven
     }.items():
         os.environ.setdefault(name, value)
 
