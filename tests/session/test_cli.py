@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from byzer_ft.cli import Screen
 from tests.tiny import write_jsonl
 
 
@@ -91,3 +93,19 @@ def test_a_result_may_be_piped_into_head(script: Path, tmp_path: Path) -> None:
     command = f"{sys.executable} -m byzer_ft.cli run {script} --rows 100000 | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_one_line_is_rewritten_and_other_lines_stand_below_it() -> None:
+    stream = _Terminal()
+    screen = Screen(stream)
+    for step in (1, 2):
+        screen.event({"event": "progress", "step": step, "total_steps": 2, "loss": 1.0, "tokens_per_second": 10.0})
+    screen.event({"event": "line", "text": "done\x1b[2J"})
+    assert stream.getvalue() == (
+        "\r\x1b[2Kstep 1/2  loss 1.0000  10 tokens/s\r\x1b[2Kstep 2/2  loss 1.0000  10 tokens/s\ndone\\x1b[2J\n"
+    )
