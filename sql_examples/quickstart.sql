@@ -52,4 +52,5 @@ select 'before' as model, count(*) as tickets, round(100 * avg(if(answer = expec
 from answers_before
 union all
 select 'after', count(*), round(100 * avg(if(answer = expected, 1, 0)), 1), min_by(ticket, id), min_by(answer, id)
-from answers_after as result;
+from answers_after
+order by model desc as result;
