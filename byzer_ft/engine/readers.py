@@ -553,7 +553,7 @@ def _csv_read(job: _Job, groups: dict[tuple[str, ...], list[str]], sep: str, quo
             raise failure from None
         try:
             _csv_rows(job, groups, sep, quote, "\\")
-        except Exception:
+        except Exception:  # the second attempt is a guess: what the person hears of is the first
             raise failure from None
         job.notice(f'{job.shown}: quotes inside values are escaped with \\: read with escape="\\"')
 

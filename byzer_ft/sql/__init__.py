@@ -6,7 +6,7 @@ before anything starts.
 
 from byzer_ft.sql.parser import parse
 from byzer_ft.sql.plan import check, not_supported, plan
-from byzer_ft.sql.setup import SetupState, apply, describe
+from byzer_ft.sql.setup import SetupState
 from byzer_ft.sql.statements import Option, Options, Part, Statement, parse_json
 from byzer_ft.sql.validate import notices
 from byzer_ft.sql.variables import Scope
@@ -18,9 +18,7 @@ __all__ = [
     "Scope",
     "SetupState",
     "Statement",
-    "apply",
     "check",
-    "describe",
     "not_supported",
     "notices",
     "parse",

@@ -64,11 +64,3 @@ class SetupState(Mapping[str, str]):
         if owner is not None:
             values.setdefault("owner", owner)
         return list(values.items())
-
-
-def apply(state: SetupState, intent: Setup) -> SetupState:
-    return state.apply(intent)
-
-
-def describe(state: SetupState, owner: str | None = None) -> list[tuple[str, str]]:
-    return state.rows(owner)

@@ -18,13 +18,12 @@ from byzer_ft.intents import TrainingRequest
 from byzer_ft.modeldir import ModelDir, open_model_dir
 from byzer_ft.paths import PathGuard
 from byzer_ft.settings import load_settings
+from byzer_ft.training import Report
 from byzer_ft.training.config import Device, Resolved, resolve, sequence_limit
 from byzer_ft.training.data import DataReport, Encoder, Sequences, prepare
 
 if TYPE_CHECKING:
     from byzer_ft.training.trainer import World
-
-Report = Callable[[dict[str, Any]], None]
 
 
 def finetune(

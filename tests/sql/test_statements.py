@@ -14,7 +14,7 @@ import pytest
 from byzer_ft.errors import NotSupportedError, OptionError, ScriptErrors, Source, SqlError
 from byzer_ft.intents import Finetune, Setup, TrainingOptions
 from byzer_ft.modeldir import FAMILIES
-from byzer_ft.sql import Part, Scope, SetupState, Statement, apply, check, describe, notices, parse, parse_json, plan
+from byzer_ft.sql import Part, Scope, SetupState, Statement, check, notices, parse, parse_json, plan
 from byzer_ft.sql.options import (
     FinetuneOptions,
     GenerationOptions,
@@ -199,11 +199,11 @@ def test_options_without_effect_are_announced() -> None:
 
 def test_setup_is_a_value() -> None:
     empty = SetupState()
-    state = apply(apply(empty, Setup(mode="sft")), Setup(key="num_gpus", value="4"))
+    state = empty.apply(Setup(mode="sft")).apply(Setup(key="num_gpus", value="4"))
     assert dict(empty) == {}
     assert dict(state) == {"runIn": "executor", "num_gpus": "4"}
-    assert dict(describe(state, "me"))["owner"] == "me"
-    assert dict(describe(state)) | {"num_gpus": "4", "mode": "sft", "runIn": "executor"} == dict(describe(state))
+    assert dict(state.rows("me"))["owner"] == "me"
+    assert dict(state.rows()) | {"num_gpus": "4", "mode": "sft", "runIn": "executor"} == dict(state.rows())
     assert dict(state.apply(Setup(mode="single"))) == {}
     assert state.apply(Setup()) == state
 
